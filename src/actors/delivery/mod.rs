@@ -1,0 +1,2 @@
+//! One actor per active destination.
+pub mod messages;

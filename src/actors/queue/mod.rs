@@ -1,0 +1,2 @@
+//! The queue.
+pub mod messages;

@@ -1,0 +1,15 @@
+//! Posthaste: an outbound SMTP relay made of actors.
+
+pub mod actors;
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod embed;
+pub mod mail;
+pub mod maillog;
+pub mod metrics;
+pub mod route;
+pub mod schedule;
+pub mod smtp;
+pub mod spool;
+pub mod tls;

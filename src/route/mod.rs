@@ -1,0 +1,7 @@
+//! From a destination to the hosts to dial, in order.
+//!
+//! LAW: choosing and ordering are pure (`table`, `mx`); hickory is named in `resolver.rs` only.
+
+pub mod mx;
+pub mod resolver;
+pub mod table;
