@@ -1,0 +1,145 @@
+//! Handing out connection slots: whose turn it is, and what an attempt carries.
+
+use crate::actors::delivery::messages::{Attempt, ReportGuard};
+use crate::mail::id::QueueId;
+use crate::schedule::slots::Standing;
+use crate::smtp::address::Domain;
+
+use super::residents::Place;
+use super::{Queue, SLOW_AFTER_MS};
+
+/// An attempt under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub destination: Domain,
+    pub id: QueueId,
+    pub recipients: Vec<u16>,
+    pub started_ms: u64,
+    /// The standing its slot is counted under.
+    pub standing: Standing,
+    pub slow: bool,
+}
+
+impl Queue {
+    /// Puts a destination in line when it has mail to send and is not there yet.
+    pub(super) fn offer(&mut self, destination: &Domain) {
+        let now_ms = self.parts.clock.now_ms();
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
+        if !entry.queued && entry.wants_slot(now_ms) {
+            entry.queued = true;
+            self.rings.push(entry.asks_as(), destination.clone());
+        }
+    }
+
+    pub(super) fn dispatch(&mut self) {
+        if self.draining || self.failed {
+            return;
+        }
+        while let Some(destination) = self.rings.pop(&self.slots) {
+            let now_ms = self.parts.clock.now_ms();
+            let Some(entry) = self.destinations.map.get_mut(&destination) else { continue };
+            entry.queued = false;
+            if !entry.wants_slot(now_ms) {
+                continue;
+            }
+            if !self.destinations.take_site(&destination) {
+                if let Some(entry) = self.destinations.map.get_mut(&destination) {
+                    entry.queued = true;
+                }
+                continue;
+            }
+            if !self.start_attempt(&destination, now_ms) {
+                self.free_site(&destination);
+            }
+            self.offer(&destination);
+        }
+    }
+
+    /// Starts one attempt with what is ready; `false` when nothing was.
+    fn start_attempt(&mut self, destination: &Domain, now_ms: u64) -> bool {
+        let Some((id, recipients)) = self.next_transaction(destination) else { return false };
+        let Some(resident) = self.residents.get(id) else { return false };
+        let (envelope, content) = (resident.envelope.clone(), resident.content.clone());
+        let first = recipients.iter().any(|number| resident.states[usize::from(*number)].attempts == 0);
+        for number in &recipients {
+            self.residents.put(id, *number, Place::InFlight);
+        }
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return false };
+        let standing = entry.asks_as();
+        entry.attempts += 1;
+        self.slots.take(standing);
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        let Some(me) = self.me.clone() else { return false };
+        let deliveries = &self.parts.deliveries;
+        let route = entry.route.clone();
+        let handle = entry.delivery.get_or_insert_with(|| deliveries.start(destination, &route));
+        let metrics = &self.parts.metrics;
+        metrics.attempts_started.inc();
+        if first {
+            let waited = now_ms.saturating_sub(envelope.arrived_ms);
+            metrics.first_attempt_seconds.observe(waited as f64 / 1e3);
+        }
+        handle.attempt.do_send(Attempt {
+            ticket,
+            destination: destination.clone(),
+            route,
+            envelope,
+            content,
+            recipients: recipients.clone(),
+            report: ReportGuard::new(ticket, recipients.clone(), me.recipient()),
+        });
+        let running =
+            Running { destination: destination.clone(), id, recipients, started_ms: now_ms, standing, slow: false };
+        self.attempts.insert(ticket, running);
+        true
+    }
+
+    /// The recipients at the front of the line that one transaction can carry: those of one message.
+    fn next_transaction(&mut self, destination: &Domain) -> Option<(QueueId, Vec<u16>)> {
+        let entry = self.destinations.map.get_mut(destination)?;
+        let mut found: Option<(QueueId, Vec<u16>)> = None;
+        while let Some((id, number)) = entry.ready.front().copied() {
+            let ready = self.residents.get(id).is_some_and(|at| at.places[usize::from(number)] == Place::Ready);
+            if ready {
+                match &mut found {
+                    None => found = Some((id, vec![number])),
+                    Some((first, numbers))
+                        if *first == id && numbers.len() < self.parts.settings.recipients_per_transaction =>
+                    {
+                        numbers.push(number);
+                    }
+                    Some(_) => break,
+                }
+            }
+            entry.ready.pop_front();
+        }
+        found
+    }
+
+    /// Gives back the connection of a shared route and lets the destination that waited longest ask again.
+    pub(super) fn free_site(&mut self, destination: &Domain) {
+        let site = self.destinations.map.get(destination).and_then(super::destinations::Destination::site);
+        if let Some(next) = self.destinations.give_back_site(site)
+            && let Some(entry) = self.destinations.map.get_mut(&next)
+        {
+            entry.queued = false;
+            self.offer(&next);
+        }
+    }
+
+    /// Attempts that run for long count as trouble from then on, so that they can't fill the slots of others.
+    pub(super) fn mark_slow_attempts(&mut self, now_ms: u64) {
+        for running in self.attempts.values_mut() {
+            if running.slow || now_ms.saturating_sub(running.started_ms) < SLOW_AFTER_MS {
+                continue;
+            }
+            running.slow = true;
+            self.slots.reclassify(running.standing, Standing::Troubled);
+            running.standing = Standing::Troubled;
+            if let Some(entry) = self.destinations.map.get_mut(&running.destination) {
+                entry.slow += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Telling the sender: DSNs for failures, expiries and delays, in the commit that records what they report.
+
+use actix::{Context, Handler, Message};
+use bytes::Bytes;
+
+use super::Queue;
+use super::residents::Place;
+use super::settle::Failed;
+use crate::mail::dsn::{Report, ReportKind, ReportRecipient};
+use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, LastReply, Origin, Recipient, Status};
+use crate::mail::id::QueueId;
+use crate::maillog::RecipientLine;
+use crate::metrics::Outcome;
+use crate::smtp::address::{ForwardPath, ReversePath};
+
+/// How much of the original header section a report carries, in bytes.
+const HEAD_MAX: usize = 32 << 10;
+
+/// Spool → Queue: the header section of a message that is to be reported.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct HeadRead {
+    id: QueueId,
+    kind: ReportKind,
+    failed: Vec<Failed>,
+    head: Bytes,
+}
+
+impl Queue {
+    /// Settles (or, for a delay, notes) recipients and tells the sender. Reads the original's header first when it is
+    /// no longer in memory.
+    pub(super) fn report(&mut self, id: QueueId, kind: ReportKind, failed: Vec<Failed>) {
+        let Some(resident) = self.residents.get(id) else { return };
+        if resident.envelope.reverse_path == ReversePath::Null {
+            return self.reported(id, kind, failed, &[]);
+        }
+        if let Some(content) = resident.content.clone() {
+            return self.reported(id, kind, failed, head_of(&content));
+        }
+        for item in &failed {
+            self.hold_in_memory(id, item.number);
+        }
+        let Some(me) = self.me() else { return };
+        let (front, envelope) = (self.parts.front.clone(), resident_envelope(self, id));
+        actix_rt::spawn(async move {
+            let head = match envelope.as_ref().map(|envelope| envelope.place.clone()) {
+                Some(ContentPlace::Database) => {
+                    front.read_async(move |spool| spool.content(id).ok()).await.flatten().unwrap_or_default()
+                }
+                Some(ContentPlace::File(name)) => {
+                    let read = move |files: &crate::spool::content::ContentFiles| {
+                        files.open(&name).and_then(|mut file| file.read_piece(HEAD_MAX)).ok().flatten()
+                    };
+                    front.file_job(read).await.flatten().unwrap_or_default()
+                }
+                None => Bytes::new(),
+            };
+            me.do_send(HeadRead { id, kind, failed, head: Bytes::copy_from_slice(head_of(&head)) });
+        });
+    }
+
+    /// Keeps a recipient (and so its message) in memory while its report is being made.
+    fn hold_in_memory(&mut self, id: QueueId, number: u16) {
+        let Some(resident) = self.residents.get(id) else { return };
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        if self.residents.put(id, number, Place::InFlight) > 0
+            && let Some(entry) = self.destinations.map.get_mut(&destination)
+        {
+            entry.resident += 1;
+        }
+    }
+
+    fn reported(&mut self, id: QueueId, kind: ReportKind, failed: Vec<Failed>, head: &[u8]) {
+        let now_ms = self.now_ms();
+        let Some(envelope) = resident_envelope(self, id) else { return };
+        if let ReversePath::Mailbox(sender) = &envelope.reverse_path {
+            let path = ForwardPath::new(sender.clone());
+            self.send_report(&envelope, path, kind, &failed, head, now_ms);
+        }
+        for item in failed {
+            match kind {
+                ReportKind::Delayed => self.delay_noted(id, item.number),
+                ReportKind::Failed => self.failed_for_good(&envelope, item, Status::Bounced, now_ms),
+                ReportKind::Expired => self.failed_for_good(&envelope, item, Status::Expired, now_ms),
+            }
+        }
+    }
+
+    fn failed_for_good(&mut self, envelope: &Envelope, failed: Failed, status: Status, now_ms: u64) {
+        let Failed { number, cause, host } = failed;
+        let Some(resident) = self.residents.get_mut(envelope.id) else { return };
+        let state = &mut resident.states[usize::from(number)];
+        if state.status.is_settled() {
+            return;
+        }
+        if status == Status::Bounced {
+            state.attempts = state.attempts.saturating_add(1);
+        }
+        let line = RecipientLine {
+            envelope,
+            number,
+            host: host.as_ref(),
+            cause: &cause,
+            attempts: state.attempts,
+            tls: false,
+            now_ms,
+        };
+        if status == Status::Bounced {
+            self.parts.maillog.bounced(&line);
+            self.count(Outcome::Bounced, cause.class);
+        } else {
+            self.parts.maillog.expired(&line);
+            self.count(Outcome::Expired, cause.class);
+        }
+        let last = LastReply { at_ms: now_ms, host: host.map(|host| host.to_string()), cause };
+        self.finish(envelope.id, number, status, Some(last));
+    }
+
+    fn delay_noted(&mut self, id: QueueId, number: u16) {
+        let Some(resident) = self.residents.get_mut(id) else { return };
+        let state = &mut resident.states[usize::from(number)];
+        state.delay_notified = true;
+        let due_ms = state.due_ms;
+        self.reschedule(id, number, due_ms);
+    }
+
+    fn send_report(
+        &mut self,
+        about: &Envelope,
+        to: ForwardPath,
+        kind: ReportKind,
+        failed: &[Failed],
+        head: &[u8],
+        now_ms: u64,
+    ) {
+        let id = crate::actors::new_queue_id(now_ms);
+        let recipients: Vec<ReportRecipient<'_>> = failed
+            .iter()
+            .map(|item| {
+                let recipient = &about.recipients[usize::from(item.number)];
+                let policy = self.parts.settings.retry.policy_for(&recipient.destination);
+                let until = about.arrived_ms.saturating_add(millis(policy.give_up_after));
+                ReportRecipient {
+                    path: &recipient.path,
+                    cause: &item.cause,
+                    host: item.host.as_ref().map(|host| host.name.as_str()),
+                    at_ms: now_ms,
+                    will_retry_until_ms: (kind == ReportKind::Delayed).then_some(until),
+                }
+            })
+            .collect();
+        let content = Report {
+            envelope: about,
+            reporting_mta: &self.parts.settings.hostname,
+            kind,
+            recipients: &recipients,
+            headers: head,
+            now_ms,
+            id,
+        }
+        .build();
+        let report = Envelope {
+            id,
+            reverse_path: ReversePath::Null,
+            body: BodyType::SevenBit,
+            arrived_ms: now_ms,
+            origin: Origin::Report,
+            size: content.len() as u64,
+            place: ContentPlace::Database,
+            recipients: vec![Recipient { destination: to.domain().clone(), path: to }],
+        };
+        self.parts.metrics.dsn(kind);
+        self.parts.maillog.dsn(about.id, &report, kind.word(), now_ms);
+        self.enqueue_report(report, Content::Memory(content));
+    }
+}
+
+impl Handler<HeadRead> for Queue {
+    type Result = ();
+
+    fn handle(&mut self, read: HeadRead, ctx: &mut Context<Self>) {
+        self.reported(read.id, read.kind, read.failed, &read.head);
+        self.turn(ctx);
+    }
+}
+
+fn resident_envelope(queue: &Queue, id: QueueId) -> Option<std::sync::Arc<Envelope>> {
+    queue.residents.get(id).map(|resident| resident.envelope.clone())
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The header section, at most [`HEAD_MAX`] bytes of it, ending with a whole line.
+fn head_of(content: &[u8]) -> &[u8] {
+    let end = memchr::memmem::find(content, b"\r\n\r\n").map_or(content.len(), |at| at + 2);
+    if end <= HEAD_MAX {
+        return &content[..end];
+    }
+    let cut = memchr::memmem::rfind(&content[..HEAD_MAX], b"\r\n").map_or(0, |at| at + 2);
+    &content[..cut]
+}

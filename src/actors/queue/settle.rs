@@ -1,0 +1,354 @@
+//! What came of an attempt: settle, defer, or report, each with its records in the next commit.
+
+use std::time::Duration;
+
+use super::Queue;
+use super::dispatch::Running;
+use super::residents::{Place, Wish};
+use crate::actors::delivery::messages::AttemptReport;
+use crate::mail::dsn::ReportKind;
+use crate::mail::envelope::{LastReply, Status};
+use crate::mail::id::QueueId;
+use crate::mail::outcome::{Cause, CauseClass, DestinationEffect, Fate, RemoteHost};
+use crate::maillog::RecipientLine;
+use crate::metrics::Outcome;
+use crate::schedule::retry;
+use crate::schedule::slots::Standing;
+use crate::smtp::address::Domain;
+use crate::spool::{DueKey, Op};
+
+/// Attempts in a row that may crash before the message goes to quarantine.
+const CRASHES_MAX: u32 = 3;
+/// How long a destination waits when its remote addresses had no room.
+const BUSY_PAUSE_MS: u64 = 1_000;
+
+/// One recipient to report to the sender.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub number: u16,
+    pub cause: Cause,
+    pub host: Option<RemoteHost>,
+}
+
+/// What a report tells besides the fates.
+struct Context {
+    id: QueueId,
+    host: Option<RemoteHost>,
+    tls: bool,
+    now_ms: u64,
+}
+
+impl Queue {
+    pub(super) fn attempt_reported(&mut self, report: AttemptReport) {
+        let Some(running) = self.attempts.remove(&report.ticket) else { return };
+        let now_ms = self.now_ms();
+        self.slots.give_back(running.standing);
+        self.free_site(&running.destination);
+        self.parts.metrics.attempt_seconds.observe(report.took.as_secs_f64());
+        self.apply_effect(&running, &report.result.effect, report.result.host.as_ref(), now_ms);
+        let context = Context { id: running.id, host: report.result.host, tls: report.result.tls, now_ms };
+        let mut failed = Vec::new();
+        for (number, fate) in report.result.fates {
+            failed.extend(self.apply_fate(&context, number, fate));
+        }
+        if !failed.is_empty() {
+            self.report(running.id, ReportKind::Failed, failed);
+        }
+        self.refill(&running.destination, now_ms);
+        self.offer(&running.destination);
+        self.leave_if_idle(&running.destination, now_ms);
+    }
+
+    fn apply_effect(
+        &mut self,
+        running: &Running,
+        effect: &DestinationEffect,
+        host: Option<&RemoteHost>,
+        now_ms: u64,
+    ) {
+        let name = &running.destination;
+        let Some(entry) = self.destinations.map.get_mut(name) else { return };
+        entry.attempts = entry.attempts.saturating_sub(1);
+        entry.slow = entry.slow.saturating_sub(u32::from(running.slow));
+        match effect {
+            DestinationEffect::Healthy => {
+                entry.window.grow();
+                entry.standing = Standing::Proven;
+                if entry.record.failures > 0 {
+                    entry.record = crate::spool::DestinationRecord::default();
+                    self.open.changes.push(Op::DeleteDestination(name.clone()));
+                }
+            }
+            DestinationEffect::Failed(_) if entry.backs_off(now_ms) => {}
+            DestinationEffect::Failed(cause) => {
+                entry.window.probe();
+                entry.standing = Standing::Troubled;
+                entry.record.failures = entry.record.failures.saturating_add(1);
+                let delay = delay_after(&self.parts.settings.retry, &running.id, name, entry.record.failures);
+                entry.record.retry_at_ms = now_ms + delay;
+                entry.record.last = Some(LastReply {
+                    at_ms: now_ms,
+                    host: host.map(ToString::to_string),
+                    cause: cause.clone(),
+                });
+                self.open.changes.push(Op::PutDestination(name.clone(), entry.record.clone()));
+                self.unready(name);
+            }
+            DestinationEffect::Untouched => {}
+        }
+    }
+
+    /// Does what one fate asks for; returns the recipient when its sender is to be told.
+    fn apply_fate(&mut self, context: &Context, number: u16, fate: Fate) -> Option<Failed> {
+        match fate {
+            Fate::Delivered(cause) => self.delivered(context, number, cause),
+            Fate::Deferred(cause) => return self.deferred(context, number, cause),
+            Fate::Crashed(cause) => {
+                if self.crashes(context.id, number) + 1 >= CRASHES_MAX {
+                    self.set_aside(context.id, number, &cause);
+                } else {
+                    return self.deferred(context, number, cause);
+                }
+            }
+            Fate::Bounced(cause) => return Some(Failed { number, cause, host: context.host.clone() }),
+            Fate::Again => {
+                self.count(Outcome::Again, CauseClass::Accepted);
+                self.back_in_line(context.id, number, 0);
+            }
+            Fate::Busy => {
+                self.count(Outcome::Busy, CauseClass::Connect);
+                self.back_in_line(context.id, number, context.now_ms + BUSY_PAUSE_MS);
+            }
+            Fate::Interrupted => {
+                let cause = Cause {
+                    class: CauseClass::ConnectionLost,
+                    status: crate::smtp::reply::EnhancedStatus::new(4, 4, 2),
+                    reply: None,
+                    text: "the drain time ended before the remote answered; it may be delivered twice".to_owned(),
+                };
+                self.count(Outcome::Interrupted, cause.class);
+                self.log(context, number, &cause, |log, line| log.interrupted(line));
+                self.back_in_line(context.id, number, 0);
+            }
+        }
+        None
+    }
+
+    fn delivered(&mut self, context: &Context, number: u16, cause: Cause) {
+        self.count(Outcome::Delivered, CauseClass::Accepted);
+        if let Some(resident) = self.residents.get(context.id) {
+            let age = context.now_ms.saturating_sub(resident.envelope.arrived_ms);
+            self.parts.metrics.delivery_seconds.observe(age as f64 / 1e3);
+        }
+        self.count_attempt(context.id, number);
+        self.log(context, number, &cause, |log, line| log.delivered(line));
+        self.finish(context.id, number, Status::Delivered, None);
+    }
+
+    fn count_attempt(&mut self, id: QueueId, number: u16) {
+        if let Some(resident) = self.residents.get_mut(id) {
+            let state = &mut resident.states[usize::from(number)];
+            state.attempts = state.attempts.saturating_add(1);
+        }
+    }
+
+    /// A later attempt, or the end of patience.
+    fn deferred(&mut self, context: &Context, number: u16, cause: Cause) -> Option<Failed> {
+        self.count_attempt(context.id, number);
+        let settings = &self.parts.settings;
+        let resident = self.residents.get_mut(context.id)?;
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        let state = &mut resident.states[usize::from(number)];
+        let policy = settings.retry.policy_for(&destination);
+        if policy.is_expired(resident.envelope.arrived_ms, context.now_ms) {
+            let failed = Failed { number, cause: expired(cause), host: context.host.clone() };
+            self.report(context.id, ReportKind::Expired, vec![failed]);
+            return None;
+        }
+        let delay = delay_after(&settings.retry, &context.id, &destination, state.attempts);
+        let retry_at = self.destinations.map.get(&destination).map_or(0, |entry| entry.record.retry_at_ms);
+        let due_ms = (context.now_ms + delay).max(retry_at);
+        let last = LastReply {
+            at_ms: context.now_ms,
+            host: context.host.as_ref().map(ToString::to_string),
+            cause: cause.clone(),
+        };
+        state.last = Some(last);
+        self.count(if cause.class == CauseClass::Crashed { Outcome::Crashed } else { Outcome::Deferred }, cause.class);
+        self.log(context, number, &cause, |log, line| log.deferred(line, due_ms));
+        self.reschedule(context.id, number, due_ms);
+        self.grant_wish(context.id, number);
+        None
+    }
+
+    /// Gives a recipient another due time and writes its state.
+    pub(super) fn reschedule(&mut self, id: QueueId, number: u16, due_ms: u64) {
+        let Some(resident) = self.residents.get_mut(id) else { return };
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        let state = &mut resident.states[usize::from(number)];
+        let old = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
+        state.due_ms = due_ms;
+        resident.records = true;
+        self.open.changes.push(Op::DeleteDue(old.clone()));
+        self.open.changes.push(Op::PutDue(DueKey { due_ms, ..old }));
+        self.open.changes.push(Op::PutRecipient(id, number, state.clone()));
+        self.settling(id, number, &destination);
+        if let Some(entry) = self.destinations.map.get_mut(&destination) {
+            entry.note_due(due_ms);
+        }
+    }
+
+    /// The recipient has met its fate: out of the indexes, and the message with its last one.
+    pub(super) fn finish(&mut self, id: QueueId, number: u16, status: Status, last: Option<LastReply>) {
+        let Some(resident) = self.residents.get_mut(id) else { return };
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        let state = &mut resident.states[usize::from(number)];
+        if state.status.is_settled() {
+            return;
+        }
+        state.status = status;
+        state.last = last.or_else(|| state.last.take());
+        let due = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
+        self.open.changes.push(Op::DeleteDue(due));
+        self.counters.recipients = self.counters.recipients.saturating_sub(1);
+        if resident.unsettled() == 0 {
+            if let Some(at) = resident.deadline_ms {
+                self.open.changes.push(Op::DeleteDeadline(at, id));
+            }
+            let envelope = resident.envelope.clone();
+            self.counters.messages = self.counters.messages.saturating_sub(1);
+            self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
+            self.open.changes.push(Op::RemoveMessage { envelope, states: resident.records });
+        } else {
+            let state = resident.states[usize::from(number)].clone();
+            resident.records = true;
+            self.open.changes.push(Op::PutRecipient(id, number, state));
+        }
+        self.settling(id, number, &destination);
+    }
+
+    /// The recipient stays in memory until the open commit is on disk.
+    fn settling(&mut self, id: QueueId, number: u16, destination: &Domain) {
+        let change = self.residents.put(id, number, Place::Settling);
+        if let (Some(entry), 1..) = (self.destinations.map.get_mut(destination), change) {
+            entry.resident += 1;
+        }
+        self.open.settling.push((id, number));
+    }
+
+    pub(super) fn settled_on_disk(&mut self, id: QueueId, number: u16) {
+        let Some(resident) = self.residents.get(id) else { return };
+        if resident.places[usize::from(number)] == Place::Settling {
+            let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+            self.to_disk(id, number, &destination);
+        }
+    }
+
+    /// Back to the window without having counted; to the disk when the relay drains or the destination backs off.
+    fn back_in_line(&mut self, id: QueueId, number: u16, pause_until_ms: u64) {
+        let Some(resident) = self.residents.get(id) else { return };
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        let now_ms = self.now_ms();
+        let Some(entry) = self.destinations.map.get_mut(&destination) else { return };
+        entry.pause_until_ms = entry.pause_until_ms.max(pause_until_ms);
+        if self.draining || entry.backs_off(now_ms) {
+            entry.more_on_disk = true;
+            self.to_disk(id, number, &destination);
+        } else {
+            entry.ready.push_front((id, number));
+            self.residents.put(id, number, Place::Ready);
+        }
+        self.grant_wish(id, number);
+    }
+
+    /// Does what an operator asked for while the recipient was in flight.
+    fn grant_wish(&mut self, id: QueueId, number: u16) {
+        let Some(resident) = self.residents.get_mut(id) else { return };
+        let Some(at) = resident.wishes.iter().position(|(who, _)| *who == number) else { return };
+        let (_, wish) = resident.wishes.swap_remove(at);
+        match wish {
+            Wish::Remove => self.remove_recipient(id, number),
+            Wish::Retry => self.retry_recipient(id, number),
+        }
+    }
+
+    fn crashes(&self, id: QueueId, number: u16) -> u32 {
+        self.residents.get(id).map_or(0, |resident| {
+            let state = &resident.states[usize::from(number)];
+            let crashed = state.last.as_ref().is_some_and(|last| last.cause.class == CauseClass::Crashed);
+            if crashed { state.attempts } else { 0 }
+        })
+    }
+
+    /// A message that crashes the delivery code again and again must not do it for ever: to quarantine.
+    fn set_aside(&mut self, id: QueueId, number: u16, cause: &Cause) {
+        let Some(resident) = self.residents.get(id) else { return };
+        let unsettled = resident.unsettled() as u64;
+        let (size, envelope) = (resident.envelope.size, resident.envelope.clone());
+        let keys: Vec<(u16, Domain, u64)> = (0..)
+            .zip(envelope.recipients.iter().zip(&resident.states))
+            .filter(|(_, (_, state))| !state.status.is_settled())
+            .map(|(other, (recipient, state))| (other, recipient.destination.clone(), state.due_ms))
+            .collect();
+        let deadline = resident.deadline_ms;
+        tracing::error!(%id, "a message crashed its delivery {CRASHES_MAX} times and goes to quarantine");
+        for (other, destination, due_ms) in keys {
+            self.open.changes.push(Op::DeleteDue(DueKey { destination: destination.clone(), due_ms, id, number: other }));
+            if let Some(resident) = self.residents.get_mut(id) {
+                resident.states[usize::from(other)].status = Status::Removed;
+            }
+            self.settling(id, other, &destination);
+        }
+        deadline.into_iter().for_each(|at| self.open.changes.push(Op::DeleteDeadline(at, id)));
+        self.counters.recipients = self.counters.recipients.saturating_sub(unsettled);
+        self.counters.messages = self.counters.messages.saturating_sub(1);
+        self.counters.bytes = self.counters.bytes.saturating_sub(size);
+        self.counters.quarantined += 1;
+        self.count(Outcome::Crashed, CauseClass::Crashed);
+        self.open.changes.push(Op::Quarantine(id, format!("recipient {number}: {cause}")));
+    }
+
+    pub(super) fn count(&self, outcome: Outcome, class: CauseClass) {
+        self.parts.metrics.outcome(outcome, class);
+    }
+
+    fn log(
+        &self,
+        context: &Context,
+        number: u16,
+        cause: &Cause,
+        write: impl FnOnce(&crate::maillog::MailLog, &RecipientLine<'_>),
+    ) {
+        let Some(resident) = self.residents.get(context.id) else { return };
+        write(
+            &self.parts.maillog,
+            &RecipientLine {
+                envelope: &resident.envelope,
+                number,
+                host: context.host.as_ref(),
+                cause,
+                attempts: resident.states[usize::from(number)].attempts,
+                tls: context.tls,
+                now_ms: context.now_ms,
+            },
+        );
+    }
+}
+
+/// The delay in milliseconds after this many attempts; the draw is the same for all recipients of one transaction.
+pub(super) fn delay_after(rules: &retry::RetryRules, id: &QueueId, destination: &Domain, attempts: u32) -> u64 {
+    let policy = rules.policy_for(destination);
+    let draw = retry::draw(id.as_bytes(), destination.as_str(), attempts);
+    let delay: Duration = retry::delay(&policy.schedule, policy.jitter, attempts, draw);
+    u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The cause of an expiry: what stood in the way last, as a permanent failure (RFC 3463, 5.4.7 and 4.4.7).
+pub(super) fn expired(cause: Cause) -> Cause {
+    Cause {
+        class: CauseClass::Expired,
+        status: crate::smtp::reply::EnhancedStatus::new(5, 4, 7),
+        text: format!("not delivered in time; the last attempt failed: {cause}"),
+        reply: None,
+    }
+}

@@ -1,0 +1,96 @@
+//! The content of the message that is coming in: in memory up to the threshold, in a file of its own beyond.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+
+use super::SessionContext;
+use crate::mail::envelope::{Content, ContentPlace, Envelope};
+use crate::mail::trace;
+use crate::spool::content::ContentWriter;
+
+/// Content on its way in. Dropped before [`Incoming::finish`], its file is removed.
+#[derive(Debug, Default)]
+pub(super) enum Incoming {
+    /// Still with the machine.
+    #[default]
+    Buffered,
+    /// In a file, which is with the pool while a piece is written.
+    File(Option<ContentWriter>),
+}
+
+impl Incoming {
+    /// Moves what the machine has gathered to the file once it passes the threshold: the session never holds more
+    /// than that, and what one read brought.
+    pub async fn spill(
+        &mut self,
+        content: &mut BytesMut,
+        envelope: &Envelope,
+        context: &SessionContext,
+    ) -> io::Result<()> {
+        if content.len() <= context.content_threshold {
+            return Ok(());
+        }
+        let piece = content.split().freeze();
+        match self {
+            Self::Buffered => {
+                let present = trace::scan_headers(&piece).of_cut_head();
+                let prefix = trace::prefix(envelope, &context.hostname, present);
+                let (id, instance) = (envelope.id, context.instance.clone());
+                let writer = pool(
+                    context
+                        .front
+                        .file_job(move |files| {
+                            let mut writer = files.create(id, &instance)?;
+                            writer.write(&prefix)?;
+                            writer.write(&piece)?;
+                            Ok(writer)
+                        })
+                        .await,
+                )?;
+                *self = Self::File(Some(writer));
+            }
+            Self::File(writer) => append(writer, piece, context).await?,
+        }
+        Ok(())
+    }
+
+    /// The whole content, its size and place in the envelope. A file is on stable storage when this returns.
+    pub async fn finish(
+        self,
+        rest: Bytes,
+        envelope: &mut Envelope,
+        context: &SessionContext,
+    ) -> io::Result<Content> {
+        match self {
+            Self::Buffered => {
+                let prefix = trace::prefix(envelope, &context.hostname, trace::scan_headers(&rest));
+                let mut whole = BytesMut::with_capacity(prefix.len() + rest.len());
+                whole.extend_from_slice(&prefix);
+                whole.extend_from_slice(&rest);
+                envelope.size = whole.len() as u64;
+                envelope.place = ContentPlace::Database;
+                Ok(Content::Memory(whole.freeze()))
+            }
+            Self::File(mut writer) => {
+                append(&mut writer, rest, context).await?;
+                let Some(writer) = writer else { return Err(io::Error::other("the content file is gone")) };
+                let (name, size) = pool(context.front.file_job(move |_| writer.finish()).await)?;
+                envelope.size = size;
+                envelope.place = ContentPlace::File(name.clone());
+                Ok(Content::File { name, size })
+            }
+        }
+    }
+}
+
+async fn append(writer: &mut Option<ContentWriter>, piece: Bytes, context: &SessionContext) -> io::Result<()> {
+    let Some(mut owned) = writer.take() else { return Err(io::Error::other("the content file is gone")) };
+    let written = context.front.file_job(move |_| owned.write(&piece).map(|()| owned)).await;
+    *writer = Some(pool(written)?);
+    Ok(())
+}
+
+fn pool<T>(answer: Option<io::Result<T>>) -> io::Result<T> {
+    answer.unwrap_or_else(|| Err(io::Error::other("the spool's threads are gone")))
+}

@@ -1,0 +1,411 @@
+//! The library: a relay inside another program.
+//!
+//! ```no_run
+//! use posthaste::{config::Config, embed::{Message, Server}};
+//!
+//! actix_rt::System::new().block_on(async {
+//!     let server = Server::start(Config::default()).await?;
+//!     let message = Message::new("app@example.org", ["user@example.com"], "Subject: hello\r\n\r\nHello.\r\n")?;
+//!     let id = server.submit(message).await?; // durable when it returns
+//!     println!("queued as {id}");
+//!     server.stop().await;
+//!     Ok::<(), Box<dyn std::error::Error>>(())
+//! }).unwrap();
+//! ```
+//!
+//! Linux only: the spool makes sled's writes durable through a symbol of the C library that this crate defines
+//! (see `spool::sync`).
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Addr;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+
+mod start;
+
+use crate::actors::delivery::{AddressSlots, DeliveryContext};
+use crate::actors::listener::{self, Listener};
+use crate::actors::queue::messages::{Abort, Drain, Enqueue, NotQueued};
+use crate::actors::queue::{MemoryBounds, Queue, QueueParts, QueueSettings};
+use crate::actors::session::{Credits, SessionContext};
+use crate::actors::wiring::{Arbiters, WorkerDeliveries};
+use crate::admin::{self, AdminContext, QueueRecipients};
+use crate::clock::{Clock, SharedClock, SystemClock};
+use crate::config::Config;
+use crate::health::Health;
+use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, Origin, Recipient};
+use crate::mail::id::QueueId;
+use crate::mail::trace;
+use crate::maillog::MailLog;
+use crate::metrics::Metrics;
+use crate::smtp::address::{AddressError, ForwardPath, ReversePath};
+use crate::spool::front::Front;
+use crate::spool::sled::SledSpool;
+use crate::spool::{Spool, SpoolError};
+
+/// Threads that read the spool and handle content files.
+const READERS: usize = 2;
+/// Messages that may be between sessions and the spool.
+const MESSAGE_CREDITS: usize = 2_000;
+/// Content that may be between sessions and the spool, in KiB.
+const MEMORY_CREDITS: usize = 64 << 10;
+/// How long the last commit may take after the drain time.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
+/// How long waiting log lines may take at the end.
+const LAST_LINES: Duration = Duration::from_millis(500);
+
+/// Why a relay did not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration can't work.
+    #[error("{0}")]
+    Config(String),
+    /// An address can't be listened on.
+    #[error("can't listen on {address}: {source}; {remedy}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// The system's answer.
+        source: std::io::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// The spool can't be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// Something of the system is missing.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// What a server is made with besides its configuration.
+pub struct Extras {
+    /// Where mail log lines go. Default: standard output.
+    pub log: Box<dyn std::io::Write + Send>,
+    /// The time.
+    pub clock: SharedClock,
+}
+
+impl Default for Extras {
+    fn default() -> Self {
+        Self { log: Box::new(std::io::stdout()), clock: Arc::new(SystemClock) }
+    }
+}
+
+/// A message of the embedding program.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Where failures are reported to.
+    pub from: ReversePath,
+    /// The recipients; at least one.
+    pub to: Vec<ForwardPath>,
+    /// Header and body with CRLF line ends. `Received:` and a missing `Date:` or `Message-ID:` are added.
+    pub content: Bytes,
+}
+
+impl Message {
+    /// A message from its parts; an empty `from` is the null reverse-path.
+    ///
+    /// # Errors
+    /// An address that is none.
+    pub fn new<'a>(
+        from: &str,
+        to: impl IntoIterator<Item = &'a str>,
+        content: impl Into<Bytes>,
+    ) -> Result<Self, AddressError> {
+        let to = to.into_iter().map(|path| ForwardPath::parse(path, "localhost")).collect::<Result<_, _>>()?;
+        Ok(Self { from: ReversePath::parse(from)?, to, content: content.into() })
+    }
+}
+
+/// Why a message was not taken. The caller still has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// No recipient, or more than `limits.recipients`.
+    #[error("a message needs at least one recipient, and no more than limits.recipients")]
+    Recipients,
+    /// Larger than `limits.message_size`.
+    #[error("the message is larger than limits.message_size")]
+    TooLarge,
+    /// A line ends with something else than CRLF: it would be refused, or split in two, down the road.
+    #[error("every line of the content must end with CRLF")]
+    LineEnds,
+    /// The relay is stopping.
+    #[error("the relay is stopping")]
+    Draining,
+    /// The spool failed.
+    #[error("the spool can't take mail")]
+    Spool,
+}
+
+/// A running relay. Dropping it does not drain: call [`Server::stop`].
+pub struct Server {
+    smtp: Vec<SocketAddr>,
+    http: SocketAddr,
+    hostname: Arc<str>,
+    limits: (usize, u64),
+    arbiters: Arbiters,
+    queue: Addr<Queue>,
+    listener: Addr<Listener>,
+    admin: actix_web::dev::ServerHandle,
+    front: Front,
+    clock: SharedClock,
+    maillog: MailLog,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    failure: watch::Receiver<Option<String>>,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Starts a relay: listens, opens the spool, and answers. Call it inside an actix system.
+    ///
+    /// # Errors
+    /// What stands in the way, and what to do about it.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Extras::default()).await
+    }
+
+    /// As [`Server::start`], with other surroundings.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn start_with(config: Config, extras: Extras) -> Result<Self, StartError> {
+        let plan = start::Plan::make(&config)?;
+        let metrics = Metrics::new().map_err(|error| StartError::Config(error.to_string()))?;
+        let maillog = MailLog::start(&config.log, extras.log, metrics.log_lines_dropped.clone())
+            .map_err(system("can't start the log thread"))?;
+        let sockets = config.listener_addresses().into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+        let http_socket = bind(config.http.address)?;
+        let smtp = sockets.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>();
+        let smtp = smtp.map_err(system("can't tell the listening address"))?;
+        let http = http_socket.local_addr().map_err(system("can't tell the listening address"))?;
+        let hostname: Arc<str> = config.resolved_hostname().into();
+        let clock = extras.clock;
+        let health = Arc::new(Health::new());
+
+        let spool = SledSpool::open(&config.spool)?;
+        let (counters, instance, files) = (spool.counters()?, spool.instance().to_owned(), spool.files());
+        let front =
+            Front::threaded(Arc::new(spool), Some(files), READERS).map_err(system("can't start the spool's threads"))?;
+        let arbiters = Arbiters::start(config.server.workers);
+        let delivery = DeliveryContext {
+            hostname: hostname.clone(),
+            settings: config.delivery.clone(),
+            resolver: plan.resolver(&config, clock.clone())?,
+            plan: plan.targets(&config, &smtp, &hostname),
+            tls: crate::tls::TlsClients::new(),
+            content: Arc::new(crate::actors::delivery::SpoolContent::new(front.clone())),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            slots: AddressSlots::new(config.delivery.connections_per_address),
+        };
+        let (failed, failure) = watch::channel(None);
+        let parts = QueueParts {
+            settings: QueueSettings {
+                hostname: hostname.clone(),
+                retry: crate::schedule::retry::RetryRules::new(&config.retry),
+                routes: plan.routes,
+                connections: plan.connections,
+                connections_per_destination: u32::try_from(config.delivery.connections_per_destination)
+                    .unwrap_or(u32::MAX),
+                recipients_per_transaction: config.delivery.recipients_per_transaction,
+                memory: MemoryBounds::default(),
+            },
+            clock: clock.clone(),
+            front: front.clone(),
+            deliveries: Box::new(WorkerDeliveries { context: Arc::new(delivery), workers: arbiters.workers() }),
+            metrics: metrics.clone(),
+            maillog: maillog.clone(),
+            health: health.clone(),
+            failure: failed,
+        };
+        let queue = arbiters.start_queue(parts, counters).await;
+        let queue = queue.ok_or_else(|| StartError::Config("the queue's thread ended at once".to_owned()))?;
+        let context = SessionContext {
+            hostname: hostname.clone(),
+            message_size: config.limits.message_size,
+            recipients: config.limits.recipients,
+            errors: config.limits.errors,
+            idle_timeout: config.limits.idle_timeout,
+            data_timeout: config.limits.data_timeout,
+            content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
+            instance,
+            credits: Credits {
+                messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
+                memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
+            },
+            queue: queue.clone().recipient(),
+            front: front.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            maillog: maillog.clone(),
+        };
+        let listener =
+            arbiters.start_listener(sockets, config.relay.networks.clone(), plan.sessions, Arc::new(context));
+        let admin = AdminContext {
+            metrics: metrics.clone(),
+            health: health.clone(),
+            spool: front.clone(),
+            queue: QueueRecipients {
+                inspect: queue.clone().recipient(),
+                command: queue.clone().recipient(),
+                observe: queue.clone().recipient(),
+            },
+            token: admin::load_token(&config.spool.path).map_err(system("can't read or write the API token"))?,
+            hosts: config.http.hosts.clone(),
+            clock: clock.clone(),
+        };
+        let admin = admin::serve(http_socket, admin).map_err(system("can't start the HTTP server"))?;
+        let handle = admin.handle();
+        actix_rt::spawn(admin);
+        Ok(Self {
+            smtp,
+            http,
+            hostname,
+            limits: (config.limits.recipients, config.limits.message_size),
+            arbiters,
+            queue,
+            listener,
+            admin: handle,
+            front,
+            clock,
+            maillog,
+            metrics,
+            health,
+            failure,
+            drain_timeout: config.server.drain_timeout,
+        })
+    }
+
+    /// Where SMTP clients connect.
+    pub fn smtp_addresses(&self) -> &[SocketAddr] {
+        &self.smtp
+    }
+
+    /// Where metrics, health and the queue API are.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The relay's metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The mail log, line by line, from now on.
+    pub fn log_lines(&self) -> broadcast::Receiver<Arc<str>> {
+        self.maillog.tap()
+    }
+
+    /// Hands in a message; when this returns `Ok` it is on stable storage, and ours.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub async fn submit(&self, message: Message) -> Result<QueueId, SubmitError> {
+        let (recipients_max, size_max) = self.limits;
+        if message.to.is_empty() || message.to.len() > recipients_max {
+            return Err(SubmitError::Recipients);
+        }
+        if message.content.len() as u64 > size_max {
+            return Err(SubmitError::TooLarge);
+        }
+        if !has_strict_line_ends(&message.content) {
+            return Err(SubmitError::LineEnds);
+        }
+        let now_ms = self.clock.now_ms();
+        let mut envelope = Envelope {
+            id: crate::actors::new_queue_id(now_ms),
+            reverse_path: message.from,
+            body: if message.content.is_ascii() { BodyType::SevenBit } else { BodyType::EightBitMime },
+            arrived_ms: now_ms,
+            origin: Origin::Embedded,
+            size: 0,
+            place: ContentPlace::Database,
+            recipients: message
+                .to
+                .into_iter()
+                .map(|path| Recipient { destination: path.domain().clone(), path })
+                .collect(),
+        };
+        let prefix = trace::prefix(&envelope, &self.hostname, trace::scan_headers(&message.content));
+        let mut content = BytesMut::with_capacity(prefix.len() + message.content.len());
+        content.extend_from_slice(&prefix);
+        content.extend_from_slice(&message.content);
+        envelope.size = content.len() as u64;
+        let id = envelope.id;
+        let (answer, committed) = oneshot::channel();
+        let content = Content::Memory(content.freeze());
+        self.queue.do_send(Enqueue { envelope, content, credits: Vec::new(), answer });
+        match committed.await {
+            Ok(Ok(())) => Ok(id),
+            Ok(Err(NotQueued::Draining)) => Err(SubmitError::Draining),
+            Ok(Err(NotQueued::Spool)) | Err(_) => Err(SubmitError::Spool),
+        }
+    }
+
+    /// Comes back when the relay can't go on, with the reason: end the process and start it again.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "the queue ended".to_owned(),
+        }
+    }
+
+    /// Drains and ends: no new sessions, running transactions and attempts finish within `server.drain_timeout`.
+    pub async fn stop(self) {
+        self.health.set("server", Some("the relay is stopping".to_owned()));
+        let drained = async {
+            // Told first, so that no new attempt begins while the sessions end.
+            let queue_told = self.queue.send(Drain);
+            let (_, _) = futures_util::future::join(self.listener.send(listener::Drain), queue_told).await;
+            // What the last sessions handed in is committed now.
+            let _ = self.queue.send(Drain).await;
+        };
+        if tokio::time::timeout(self.drain_timeout, drained).await.is_err() {
+            tracing::warn!("the drain time ended before everything did");
+            let _ = self.queue.send(Abort).await;
+            let _ = tokio::time::timeout(LAST_COMMIT, self.queue.send(Drain)).await;
+        }
+        self.admin.stop(false).await;
+        self.front.close();
+        self.arbiters.stop();
+        self.maillog.flush_within(LAST_LINES);
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    start::listen(address).map_err(|source| StartError::Listen {
+        address,
+        remedy: match source.kind() {
+            std::io::ErrorKind::AddrInUse => "another program has it: stop that one, or choose another port",
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE or root; choose another port, or redirect one"
+            }
+            std::io::ErrorKind::AddrNotAvailable => "the address is not one of this machine: choose one that is",
+            _ => "choose another address",
+        },
+        source,
+    })
+}
+
+/// Every CR is followed by LF and every LF preceded by CR.
+fn has_strict_line_ends(content: &[u8]) -> bool {
+    memchr::memchr2_iter(b'\r', b'\n', content).all(|at| match content[at] {
+        b'\r' => content.get(at + 1) == Some(&b'\n'),
+        _ => at > 0 && content[at - 1] == b'\r',
+    })
+}

@@ -1,0 +1,105 @@
+//! What a start works out from the configuration and the machine before the first actor lives.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::StartError;
+use crate::clock::SharedClock;
+use crate::config::Config;
+use crate::route::plan::PlanSettings;
+use crate::route::resolver::{HickoryResolver, Resolve};
+use crate::route::table::RouteTable;
+
+/// File descriptors for everything that is no connection: spool, content files, log, HTTP, DNS.
+const OTHER_FILES: u64 = 256;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Limits and routes.
+pub(super) struct Plan {
+    pub routes: RouteTable,
+    /// Sessions at once.
+    pub sessions: usize,
+    /// Outbound connections at once.
+    pub connections: usize,
+}
+
+impl Plan {
+    pub fn make(config: &Config) -> Result<Self, StartError> {
+        let routes = RouteTable::build(config).map_err(|problems| {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            StartError::Config(lines.join("\n"))
+        })?;
+        let (sessions, connections) =
+            share(raise_file_limit(), config.limits.sessions as u64, config.delivery.connections as u64);
+        if sessions < config.limits.sessions || connections < config.delivery.connections {
+            tracing::warn!(
+                sessions,
+                connections,
+                "the limit on open files is too low for limits.sessions and delivery.connections: both are lowered; \
+                 raise the limit (ulimit -n, LimitNOFILE=) to get them"
+            );
+        }
+        Ok(Self { routes, sessions, connections })
+    }
+
+    pub fn resolver(&self, config: &Config, clock: SharedClock) -> Result<Arc<dyn Resolve>, StartError> {
+        let resolver = HickoryResolver::new(&config.dns, clock).map_err(|error| StartError::Config(error.to_string()))?;
+        Ok(Arc::new(resolver))
+    }
+
+    pub fn targets(&self, config: &Config, own: &[SocketAddr], hostname: &str) -> PlanSettings {
+        PlanSettings {
+            port: config.delivery.port,
+            own: own.to_vec(),
+            hostname: hostname.to_owned(),
+            addresses: config.delivery.addresses_per_attempt,
+        }
+    }
+}
+
+/// Raises the soft limit on open files to the hard one and returns it.
+fn raise_file_limit() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
+
+/// Lowers sessions and connections together until they fit the open files. A session may need a second one, for
+/// large content.
+fn share(files: u64, sessions: u64, connections: u64) -> (usize, usize) {
+    let room = files.saturating_sub(OTHER_FILES).max(16);
+    let wanted = sessions * 2 + connections;
+    let fit = |count: u64| {
+        let part = if wanted <= room { count } else { count * room / wanted };
+        usize::try_from(part.max(4)).unwrap_or(usize::MAX)
+    };
+    (fit(sessions), fit(connections))
+}
+
+/// Listens. `SO_REUSEADDR` lets a restart follow at once; an IPv6 wildcard takes IPv6 only, so that both can be listed.
+pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_open_files_lower_sessions_and_connections_together() {
+        assert_eq!(share(1 << 20, 1000, 1000), (1000, 1000));
+        assert_eq!(share(256 + 1500, 1000, 1000), (500, 500));
+        assert_eq!(share(10, 1000, 1000), (5, 5));
+    }
+}

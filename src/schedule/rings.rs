@@ -1,0 +1,56 @@
+//! Whose turn it is: destinations with mail to send take turns, one attempt each, in one ring per standing.
+
+use std::collections::VecDeque;
+
+use super::slots::{Slots, Standing};
+use crate::smtp::address::Domain;
+
+/// The rings. A destination is in at most one place; its owner keeps that promise with a flag.
+#[derive(Debug, Default)]
+pub struct Rings {
+    rings: [VecDeque<Domain>; 3],
+    turn: usize,
+}
+
+impl Rings {
+    /// Puts a destination at the end of its ring.
+    pub fn push(&mut self, standing: Standing, destination: Domain) {
+        self.rings[standing as usize].push_back(destination);
+    }
+
+    /// The next destination that may take a slot: rings take turns, a ring whose standing finds no room is passed.
+    pub fn pop(&mut self, slots: &Slots) -> Option<Domain> {
+        for step in 0..Standing::ALL.len() {
+            let index = (self.turn + step) % Standing::ALL.len();
+            if !self.rings[index].is_empty() && slots.has_room(Standing::ALL[index]) {
+                self.turn = (index + 1) % Standing::ALL.len();
+                return self.rings[index].pop_front();
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_take_turns_and_a_full_class_does_not_stop_the_others() {
+        let domain = |name: &str| Domain::parse(name).expect("good");
+        let mut rings = Rings::default();
+        let mut slots = Slots::new(4);
+        slots.take(Standing::Troubled);
+        slots.take(Standing::Troubled);
+        for (standing, name) in [
+            (Standing::Troubled, "dead.example"),
+            (Standing::Proven, "a.example"),
+            (Standing::Proven, "b.example"),
+            (Standing::Unknown, "new.example"),
+        ] {
+            rings.push(standing, domain(name));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| rings.pop(&slots)).map(|name| name.to_string()).collect();
+        assert_eq!(order, ["a.example", "new.example", "b.example"]);
+    }
+}
