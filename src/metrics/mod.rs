@@ -212,6 +212,9 @@ metrics! {
     slots_used: IntGauge = "posthaste_slots_used";
     /// Connection slots there are (delivery.connections). Worry when slots_used stays at it.
     slots_limit: IntGauge = "posthaste_slots_limit";
+    /// 1 when the queue did not answer within a second to the last scrape. Worry at once: no mail moves; restart the
+    /// relay and report it.
+    queue_unresponsive: IntGauge = "posthaste_queue_unresponsive";
     /// Content bytes that the queue holds in memory for fresh messages.
     memory_content_bytes: IntGauge = "posthaste_memory_content_bytes";
     /// Pages of due mail read back from the spool.
