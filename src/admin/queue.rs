@@ -1,0 +1,133 @@
+//! `/api/queue`: list, show, retry, remove.
+
+use actix_web::http::StatusCode;
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, Data, Json, Path, Query};
+use actix_web::{HttpResponse, Scope, dev};
+use serde::Deserialize;
+
+use super::view::{MessageSummary, MessageView, QueuePage};
+use super::{AdminContext, Failure, PATIENCE, guard};
+use crate::actors::queue::messages::{Command, CommandResult, CommandVerb, InMemory, Inspect};
+use crate::mail::envelope::StoredMessage;
+use crate::mail::id::QueueId;
+use crate::spool::{DestinationRecord, Spool, SpoolError};
+
+/// Messages on a page when nothing is said, and at most.
+const PAGE: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+/// The routes, behind the token.
+pub(super) fn api() -> Scope<
+    impl dev::ServiceFactory<
+        dev::ServiceRequest,
+        Config = (),
+        Response = dev::ServiceResponse<impl actix_web::body::MessageBody>,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    web::scope("/api")
+        .wrap(from_fn(guard::check_token))
+        .route("/queue", web::get().to(list))
+        .route("/queue/{id}", web::get().to(show))
+        .route("/queue/{id}", web::delete().to(remove))
+        .route("/queue/{id}/retry", web::post().to(retry))
+}
+
+#[derive(Debug, Deserialize)]
+struct PageQuery {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RecipientQuery {
+    recipient: Option<u16>,
+}
+
+async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Json<QueuePage>, Failure> {
+    let after = page.after.as_deref().map(queue_id).transpose()?;
+    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let messages =
+        context.spool.read_async(move |spool| spool.list(after, limit)).await.map_err(unreadable)?;
+    let now_ms = context.clock.now_ms();
+    let next = messages.last().filter(|_| messages.len() == limit).map(|last| last.envelope.id.to_string());
+    let messages = messages.iter().map(|message| MessageSummary::new(message, now_ms)).collect();
+    Ok(Json(QueuePage { messages, next }))
+}
+
+async fn show(context: Data<AdminContext>, id: Path<String>) -> Result<Json<MessageView>, Failure> {
+    let id = queue_id(&id)?;
+    let memory = in_memory(&context, id).await;
+    let found = context.spool.read_async(move |spool| with_destinations(spool, id)).await;
+    let Some((message, destinations)) = found.map_err(unreadable)? else { return Err(unknown(id)) };
+    Ok(Json(MessageView::new(&message, &destinations, &memory, context.clock.now_ms())))
+}
+
+async fn retry(
+    context: Data<AdminContext>,
+    id: Path<String>,
+    query: Query<RecipientQuery>,
+) -> Result<HttpResponse, Failure> {
+    command(&context, &id, query.recipient, CommandVerb::Retry).await
+}
+
+async fn remove(
+    context: Data<AdminContext>,
+    id: Path<String>,
+    query: Query<RecipientQuery>,
+) -> Result<HttpResponse, Failure> {
+    command(&context, &id, query.recipient, CommandVerb::Remove).await
+}
+
+/// No time limit here: the answer comes after a commit, and "done" must never be reported as failed.
+async fn command(
+    context: &AdminContext,
+    id: &str,
+    recipient: Option<u16>,
+    verb: CommandVerb,
+) -> Result<HttpResponse, Failure> {
+    let id = queue_id(id)?;
+    match context.queue.command.send(Command { id, recipient, verb }).await {
+        Ok(done @ CommandResult::Done { .. }) => Ok(HttpResponse::Ok().json(done)),
+        Ok(CommandResult::NotFound) => Err(unknown(id)),
+        Ok(CommandResult::Unavailable) | Err(_) => Err(Failure::unavailable()),
+    }
+}
+
+/// What the Queue has in memory; nothing when it does not answer in time: the records still tell the rest.
+async fn in_memory(context: &AdminContext, id: QueueId) -> InMemory {
+    match tokio::time::timeout(PATIENCE, context.queue.inspect.send(Inspect { id })).await {
+        Ok(Ok(memory)) => memory,
+        _ => InMemory::default(),
+    }
+}
+
+type WithDestinations = (StoredMessage, Vec<Option<DestinationRecord>>);
+
+/// A message and, for each recipient, the record of its destination.
+fn with_destinations(spool: &dyn Spool, id: QueueId) -> Result<Option<WithDestinations>, SpoolError> {
+    let Some(message) = spool.message(id)? else { return Ok(None) };
+    let records = message.envelope.recipients.iter();
+    let records =
+        records.map(|recipient| spool.destination(&recipient.destination)).collect::<Result<_, _>>()?;
+    Ok(Some((message, records)))
+}
+
+fn queue_id(text: &str) -> Result<QueueId, Failure> {
+    text.parse().map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("\"{text}\" is {error}")))
+}
+
+fn unknown(id: QueueId) -> Failure {
+    Failure::new(
+        StatusCode::NOT_FOUND,
+        format!(
+            "no message {id} (or no such recipient) is queued; it may have been delivered or bounced: see the mail log"
+        ),
+    )
+}
+
+fn unreadable(error: SpoolError) -> Failure {
+    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}

@@ -1,0 +1,295 @@
+//! The JSON of the queue API, shared by the server and the command line, and how it is made from records. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::actors::queue::messages::InMemory;
+use crate::mail::envelope::{LastReply, Origin, RecipientState, Status, StoredMessage};
+use crate::maillog::Rfc3339;
+use crate::spool::DestinationRecord;
+
+/// Unsettled recipients that a summary names.
+const NAMED: usize = 3;
+
+/// Answer to `GET /api/queue`: a page of the queue in order of id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePage {
+    /// The messages.
+    pub messages: Vec<MessageSummary>,
+    /// Give this as `after` for the next page; none when this was the last one.
+    pub next: Option<String>,
+}
+
+/// One message in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageSummary {
+    /// Queue id.
+    pub id: String,
+    /// When it was accepted.
+    pub arrived: Moment,
+    /// Reverse-path without brackets; empty for a report.
+    pub from: String,
+    /// Content bytes.
+    pub size: u64,
+    /// How many recipients it has.
+    pub recipients: usize,
+    /// How many of them still wait.
+    pub waiting: usize,
+    /// The first few that wait.
+    pub to: Vec<String>,
+    /// The most attempts that a waiting recipient has behind it.
+    pub attempts: u32,
+    /// The earliest next attempt of a waiting recipient, by its own schedule.
+    pub next_attempt: Option<Moment>,
+    /// The latest reply to a waiting recipient.
+    pub last_reply: Option<LastReplyView>,
+}
+
+/// Answer to `GET /api/queue/{id}`: one message with every recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageView {
+    /// Queue id.
+    pub id: String,
+    /// When it was accepted.
+    pub arrived: Moment,
+    /// Reverse-path without brackets; empty for a report.
+    pub from: String,
+    /// Content bytes.
+    pub size: u64,
+    /// Who handed it in: `smtp ADDRESS (HELO)`, `embedded` or `report`.
+    pub origin: String,
+    /// Its recipients, by number.
+    pub recipients: Vec<RecipientView>,
+}
+
+/// One recipient: why it waits, what was said last, when it is tried next (promise P7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipientView {
+    /// Its number in the message, from 0.
+    pub number: u16,
+    /// Forward-path without brackets.
+    pub address: String,
+    /// What its mail is queued for.
+    pub destination: String,
+    /// `queued`, or how it ended.
+    pub status: String,
+    /// Attempts that counted.
+    pub attempts: u32,
+    /// Why it still waits; none once it ended.
+    pub waiting: Option<Waiting>,
+    /// When it is tried next; none while it is tried, and once it ended.
+    pub next_attempt: Option<Moment>,
+    /// What was heard last about it.
+    pub last_reply: Option<LastReplyView>,
+}
+
+/// Why a recipient is still in the queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// One of the kinds, for programs.
+    pub kind: WaitingKind,
+    /// A sentence, for people.
+    pub text: String,
+}
+
+/// The kinds of waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitingKind {
+    /// It is being attempted.
+    InFlight,
+    /// It is due and waits for a connection slot.
+    Slot,
+    /// It is due; the queue takes it next.
+    Due,
+    /// Its own next attempt is later.
+    Scheduled,
+    /// Its destination failed as a whole and is left alone for a while.
+    BackingOff,
+}
+
+/// What was heard last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastReplyView {
+    /// When.
+    pub at: Moment,
+    /// The remote host as `name[address]:port`, if one was reached or tried.
+    pub host: Option<String>,
+    /// What it said, or what happened.
+    pub text: String,
+    /// The kind of trouble: a metric label.
+    pub class: String,
+}
+
+/// A point in time, for programs and for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// RFC 3339, UTC.
+    pub at: String,
+    /// Seconds from now; negative when it is past.
+    pub in_seconds: i64,
+}
+
+/// Any answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// What is wrong and what to do.
+    pub error: String,
+}
+
+/// Answer to `/readyz` and `/livez`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// Whether all is well.
+    pub ready: bool,
+    /// If not, why.
+    pub reasons: Vec<String>,
+}
+
+impl Moment {
+    /// `at_ms` as seen at `now_ms`, both wall time in milliseconds.
+    pub fn new(at_ms: u64, now_ms: u64) -> Self {
+        let in_ms = i128::from(at_ms) - i128::from(now_ms);
+        Self {
+            at: Rfc3339(at_ms).to_string(),
+            in_seconds: i64::try_from(in_ms.div_euclid(1000)).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+impl LastReplyView {
+    fn new(last: &LastReply, now_ms: u64) -> Self {
+        Self {
+            at: Moment::new(last.at_ms, now_ms),
+            host: last.host.clone(),
+            text: last.cause.to_string(),
+            class: last.cause.class.word().to_owned(),
+        }
+    }
+}
+
+impl MessageSummary {
+    /// The summary of a message.
+    pub fn new(message: &StoredMessage, now_ms: u64) -> Self {
+        let envelope = &message.envelope;
+        let waiting = || message.states.iter().filter(|state| !state.status.is_settled());
+        let named = envelope.recipients.iter().zip(&message.states);
+        let last = waiting().filter_map(|state| state.last.as_ref()).max_by_key(|last| last.at_ms);
+        Self {
+            id: envelope.id.to_string(),
+            arrived: Moment::new(envelope.arrived_ms, now_ms),
+            from: envelope.reverse_path.as_str().to_owned(),
+            size: envelope.size,
+            recipients: envelope.recipients.len(),
+            waiting: waiting().count(),
+            to: named
+                .filter(|(_, state)| !state.status.is_settled())
+                .take(NAMED)
+                .map(|(recipient, _)| recipient.path.as_str().to_owned())
+                .collect(),
+            attempts: waiting().map(|state| state.attempts).max().unwrap_or(0),
+            next_attempt: waiting().map(|state| state.due_ms).min().map(|due| Moment::new(due, now_ms)),
+            last_reply: last.map(|last| LastReplyView::new(last, now_ms)),
+        }
+    }
+}
+
+impl MessageView {
+    /// A message with what the Queue knows of it (`memory`) and the records of its recipients' destinations, by
+    /// recipient number.
+    pub fn new(
+        message: &StoredMessage,
+        destinations: &[Option<DestinationRecord>],
+        memory: &InMemory,
+        now_ms: u64,
+    ) -> Self {
+        let envelope = &message.envelope;
+        let recipients = envelope.recipients.iter().zip(&message.states).zip(0_u16..);
+        Self {
+            id: envelope.id.to_string(),
+            arrived: Moment::new(envelope.arrived_ms, now_ms),
+            from: envelope.reverse_path.as_str().to_owned(),
+            size: envelope.size,
+            origin: origin(&envelope.origin),
+            recipients: recipients
+                .map(|((recipient, state), number)| {
+                    let record = destinations.get(usize::from(number)).and_then(Option::as_ref);
+                    let (waiting, next_ms) = why(number, state, record, memory, now_ms);
+                    RecipientView {
+                        number,
+                        address: recipient.path.as_str().to_owned(),
+                        destination: recipient.destination.to_string(),
+                        status: state.status.word().to_owned(),
+                        attempts: state.attempts,
+                        waiting,
+                        next_attempt: next_ms.map(|next| Moment::new(next, now_ms)),
+                        last_reply: state.last.as_ref().map(|last| LastReplyView::new(last, now_ms)),
+                    }
+                })
+                .collect(),
+        }
+    }
+}
+
+fn origin(origin: &Origin) -> String {
+    match origin {
+        Origin::Smtp { peer, helo, .. } => format!("smtp {peer} ({helo})"),
+        Origin::Embedded => "embedded".to_owned(),
+        Origin::Report => "report".to_owned(),
+    }
+}
+
+/// Why a recipient still waits and when it is tried next: the most immediate reason wins.
+fn why(
+    number: u16,
+    state: &RecipientState,
+    record: Option<&DestinationRecord>,
+    memory: &InMemory,
+    now_ms: u64,
+) -> (Option<Waiting>, Option<u64>) {
+    if state.status != Status::Queued {
+        return (None, None);
+    }
+    let reason = |kind, text: String| Some(Waiting { kind, text });
+    if memory.in_flight.contains(&number) {
+        return (reason(WaitingKind::InFlight, "in flight: it is being attempted now".to_owned()), None);
+    }
+    let retry_ms = record.map_or(0, |record| record.retry_at_ms);
+    let next_ms = state.due_ms.max(retry_ms);
+    let waiting = if memory.ready.contains(&number) {
+        reason(WaitingKind::Slot, "waiting for a connection slot".to_owned())
+    } else if next_ms <= now_ms {
+        reason(WaitingKind::Due, "due now".to_owned())
+    } else if retry_ms > state.due_ms {
+        reason(WaitingKind::BackingOff, backing_off(record, retry_ms, now_ms))
+    } else {
+        reason(WaitingKind::Scheduled, format!("next attempt {}", at(next_ms, now_ms)))
+    };
+    (waiting, Some(next_ms))
+}
+
+fn backing_off(record: Option<&DestinationRecord>, retry_ms: u64, now_ms: u64) -> String {
+    let until = at(retry_ms, now_ms);
+    match record.and_then(|record| record.last.as_ref()) {
+        Some(last) => format!("destination backing off, next try {until}: {}", last.cause),
+        None => format!("destination backing off, next try {until}"),
+    }
+}
+
+fn at(at_ms: u64, now_ms: u64) -> String {
+    format!("at {} (in {})", Rfc3339(at_ms), human_seconds(at_ms.saturating_sub(now_ms).div_ceil(1000)))
+}
+
+/// A number of seconds in its two largest units: `42s`, `5m 10s`, `2h 3m`, `4d 1h`.
+pub fn human_seconds(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let first = UNITS.iter().position(|(size, _)| seconds >= *size).unwrap_or(3);
+    let (size, unit) = UNITS[first];
+    let rest = UNITS.get(first + 1).map(|(size, unit)| (seconds % UNITS[first].0 / size, unit));
+    match rest {
+        Some((count, rest)) if count > 0 => format!("{}{unit} {count}{rest}", seconds / size),
+        _ => format!("{}{unit}", seconds / size),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,0 @@
-//! Every metric, in one struct. (in work)
