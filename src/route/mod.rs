@@ -3,5 +3,6 @@
 //! LAW: choosing and ordering are pure (`table`, `mx`); hickory is named in `resolver.rs` only.
 
 pub mod mx;
+pub mod plan;
 pub mod resolver;
 pub mod table;
