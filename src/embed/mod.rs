@@ -35,7 +35,7 @@ use crate::actors::wiring::{Arbiters, WorkerDeliveries};
 use crate::admin::{self, AdminContext, QueueRecipients};
 use crate::clock::{Clock, SharedClock, SystemClock};
 use crate::config::Config;
-use crate::health::Health;
+use crate::admin::Health;
 use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, Origin, Recipient};
 use crate::mail::id::QueueId;
 use crate::mail::trace;
@@ -260,7 +260,7 @@ impl Server {
                 command: queue.clone().recipient(),
                 observe: queue.clone().recipient(),
             },
-            token: admin::load_token(&config.spool.path).map_err(system("can't read or write the API token"))?,
+            token: admin::token::read_or_create(&config.spool.path).map_err(system("can't read or write the API token"))?,
             hosts: config.http.hosts.clone(),
             clock: clock.clone(),
         };

@@ -38,7 +38,7 @@ use self::destinations::Destinations;
 use self::dispatch::Running;
 use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, Inspect, Observe};
 use self::residents::{Place, Residents};
-use crate::health::Health;
+use crate::admin::Health;
 use crate::actors::delivery::Deliveries;
 use crate::actors::delivery::messages as delivery;
 use crate::actors::delivery::messages::AttemptReport;
