@@ -4,7 +4,7 @@ pub mod actors;
 pub mod admin;
 pub mod clock;
 pub mod config;
-pub mod embed;
+//pub mod embed;
 pub mod log;
 pub mod mail;
 pub mod maillog;

@@ -63,7 +63,6 @@ impl Arbiters {
 }
 
 /// Starts Deliveries on the workers. Those of one static route share a worker, and so its connections.
-#[derive(Debug)]
 pub struct WorkerDeliveries {
     /// What all Deliveries share.
     pub context: Arc<DeliveryContext>,

@@ -50,7 +50,8 @@ async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Jso
     let after = page.after.as_deref().map(queue_id).transpose()?;
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let messages =
-        context.spool.read_async(move |spool| spool.list(after, limit)).await.map_err(unreadable)?;
+        context.spool.read_async(move |spool| spool.list(after, limit)).await;
+    let messages = messages.ok_or_else(stopping)?.map_err(unreadable)?;
     let now_ms = context.clock.now_ms();
     let next = messages.last().filter(|_| messages.len() == limit).map(|last| last.envelope.id.to_string());
     let messages = messages.iter().map(|message| MessageSummary::new(message, now_ms)).collect();
@@ -61,7 +62,8 @@ async fn show(context: Data<AdminContext>, id: Path<String>) -> Result<Json<Mess
     let id = queue_id(&id)?;
     let memory = in_memory(&context, id).await;
     let found = context.spool.read_async(move |spool| with_destinations(spool, id)).await;
-    let Some((message, destinations)) = found.map_err(unreadable)? else { return Err(unknown(id)) };
+    let found = found.ok_or_else(stopping)?.map_err(unreadable)?;
+    let Some((message, destinations)) = found else { return Err(unknown(id)) };
     Ok(Json(MessageView::new(&message, &destinations, &memory, context.clock.now_ms())))
 }
 
@@ -126,6 +128,10 @@ fn unknown(id: QueueId) -> Failure {
             "no message {id} (or no such recipient) is queued; it may have been delivered or bounced: see the mail log"
         ),
     )
+}
+
+fn stopping() -> Failure {
+    Failure::unavailable()
 }
 
 fn unreadable(error: SpoolError) -> Failure {

@@ -50,6 +50,20 @@ pub enum ReportKind {
     Delayed,
 }
 
+impl ReportKind {
+    /// Every kind, in the order of declaration.
+    pub const ALL: [Self; 3] = [Self::Failed, Self::Expired, Self::Delayed];
+
+    /// The word for labels and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Delayed => "delayed",
+        }
+    }
+}
+
 /// One recipient of a report.
 #[derive(Clone, Copy, Debug)]
 pub struct ReportRecipient<'a> {

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
+use crate::mail::dsn::ReportKind;
 use crate::mail::outcome::CauseClass;
 
 /// What came of a recipient: the words of the mail log.
@@ -69,31 +70,6 @@ impl Outcome {
             Self::Removed => class == C::Operator,
             Self::Crashed => class == C::Crashed,
             Self::Interrupted | Self::Again | Self::Busy => false,
-        }
-    }
-}
-
-/// What a DSN says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dsn {
-    /// A recipient was refused for good.
-    Failed,
-    /// A recipient was given up.
-    Expired,
-    /// A recipient waits for long.
-    Delayed,
-}
-
-impl Dsn {
-    /// Every kind, in the order of declaration.
-    pub const ALL: [Self; 3] = [Self::Failed, Self::Expired, Self::Delayed];
-
-    /// The word for labels and logs.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Failed => "failed",
-            Self::Expired => "expired",
-            Self::Delayed => "delayed",
         }
     }
 }
@@ -213,10 +189,10 @@ impl Dsns {
             "Reports to senders that were queued, by kind. Worry when it grows fast: someone sends to bad addresses.",
             &["kind"],
         )?;
-        Ok(Self(Dsn::ALL.map(|kind| family.with_label_values(&[kind.word()]))))
+        Ok(Self(ReportKind::ALL.map(|kind| family.with_label_values(&[kind.word()]))))
     }
 
-    pub(super) fn count(&self, kind: Dsn) {
+    pub(super) fn count(&self, kind: ReportKind) {
         self.0[kind as usize].inc();
     }
 }

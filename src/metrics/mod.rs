@@ -14,11 +14,12 @@ use prometheus::{
 };
 
 use crate::config::pattern::DomainPattern;
+use crate::mail::dsn::ReportKind;
 use crate::mail::outcome::CauseClass;
 use crate::smtp::address::Domain;
 
 pub use destinations::DestinationLabels;
-pub use families::{Dsn, Outcome, Place};
+pub use families::{Outcome, Place};
 use families::{Dsns, Outcomes, Panics, Refusals};
 use process::Process;
 
@@ -244,7 +245,7 @@ impl Metrics {
     }
 
     /// Counts a DSN that was queued.
-    pub fn dsn(&self, kind: Dsn) {
+    pub fn dsn(&self, kind: ReportKind) {
         self.dsns.count(kind);
     }
 
@@ -328,7 +329,7 @@ mod tests {
         metrics.refused("RCPT", 550);
         metrics.refused("nonsense", 500);
         metrics.outcome(Outcome::Deferred, CauseClass::Reply4xx);
-        metrics.dsn(Dsn::Delayed);
+        metrics.dsn(ReportKind::Delayed);
         metrics.panicked(Place::Session);
         metrics.set_syncs(7);
         metrics.set_syncs(5);

@@ -8,4 +8,5 @@ pub mod client;
 pub mod command;
 pub mod framing;
 pub mod reply;
+pub mod scanner;
 pub mod server;

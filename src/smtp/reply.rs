@@ -7,6 +7,12 @@ use std::fmt;
 pub struct ReplyCode(u16);
 
 impl ReplyCode {
+    /// 421: the service closes the connection.
+    pub const SERVICE_UNAVAILABLE: Self = Self(421);
+
+    /// 451: a local error; try again later.
+    pub const LOCAL_ERROR: Self = Self(451);
+
     /// A code from its number; `None` outside 200–599.
     pub const fn new(code: u16) -> Option<Self> {
         if code >= 200 && code <= 599 { Some(Self(code)) } else { None }

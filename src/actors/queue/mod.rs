@@ -22,8 +22,6 @@ mod paging;
 mod reports;
 mod residents;
 mod settle;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -6,17 +6,14 @@ use bytes::Bytes;
 use super::Queue;
 use super::residents::Place;
 use super::settle::Failed;
-use crate::mail::dsn::{Report, ReportKind, ReportRecipient};
-use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, LastReply, Origin, Recipient, Status};
+use crate::mail::dsn::{HEADERS_MAX, Report, ReportKind, ReportRecipient};
+use crate::mail::envelope::{Content, ContentPlace, Envelope, LastReply, Status};
 use crate::mail::id::QueueId;
 use crate::maillog::RecipientLine;
 use crate::metrics::Outcome;
-use crate::smtp::address::{ForwardPath, ReversePath};
+use crate::smtp::address::ReversePath;
 
-/// How much of the original header section a report carries, in bytes.
-const HEAD_MAX: usize = 32 << 10;
-
-/// Spool → Queue: the header section of a message that is to be reported.
+/// Spool → Queue: the start of the content of a message that is to be reported.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct HeadRead {
@@ -35,7 +32,7 @@ impl Queue {
             return self.reported(id, kind, failed, &[]);
         }
         if let Some(content) = resident.content.clone() {
-            return self.reported(id, kind, failed, head_of(&content));
+            return self.reported(id, kind, failed, &content);
         }
         for item in &failed {
             self.hold_in_memory(id, item.number);
@@ -49,13 +46,13 @@ impl Queue {
                 }
                 Some(ContentPlace::File(name)) => {
                     let read = move |files: &crate::spool::content::ContentFiles| {
-                        files.open(&name).and_then(|mut file| file.read_piece(HEAD_MAX)).ok().flatten()
+                        files.open(&name).and_then(|mut file| file.read_piece(HEADERS_MAX)).ok().flatten()
                     };
                     front.file_job(read).await.flatten().unwrap_or_default()
                 }
                 None => Bytes::new(),
             };
-            me.do_send(HeadRead { id, kind, failed, head: Bytes::copy_from_slice(head_of(&head)) });
+            me.do_send(HeadRead { id, kind, failed, head });
         });
     }
 
@@ -73,10 +70,7 @@ impl Queue {
     fn reported(&mut self, id: QueueId, kind: ReportKind, failed: Vec<Failed>, head: &[u8]) {
         let now_ms = self.now_ms();
         let Some(envelope) = resident_envelope(self, id) else { return };
-        if let ReversePath::Mailbox(sender) = &envelope.reverse_path {
-            let path = ForwardPath::new(sender.clone());
-            self.send_report(&envelope, path, kind, &failed, head, now_ms);
-        }
+        self.send_report(&envelope, kind, &failed, head, now_ms);
         for item in failed {
             match kind {
                 ReportKind::Delayed => self.delay_noted(id, item.number),
@@ -124,54 +118,40 @@ impl Queue {
         self.reschedule(id, number, due_ms);
     }
 
-    fn send_report(
-        &mut self,
-        about: &Envelope,
-        to: ForwardPath,
-        kind: ReportKind,
-        failed: &[Failed],
-        head: &[u8],
-        now_ms: u64,
-    ) {
-        let id = crate::actors::new_queue_id(now_ms);
+    /// Queues the report, unless the reverse-path is null.
+    fn send_report(&mut self, about: &Envelope, kind: ReportKind, failed: &[Failed], head: &[u8], now_ms: u64) {
+        let hosts: Vec<Option<String>> =
+            failed.iter().map(|item| item.host.as_ref().map(ToString::to_string)).collect();
         let recipients: Vec<ReportRecipient<'_>> = failed
             .iter()
-            .map(|item| {
+            .enumerate()
+            .map(|(at, item)| {
                 let recipient = &about.recipients[usize::from(item.number)];
                 let policy = self.parts.settings.retry.policy_for(&recipient.destination);
                 let until = about.arrived_ms.saturating_add(millis(policy.give_up_after));
                 ReportRecipient {
                     path: &recipient.path,
                     cause: &item.cause,
-                    host: item.host.as_ref().map(|host| host.name.as_str()),
+                    host: hosts[at].as_deref(),
                     at_ms: now_ms,
                     will_retry_until_ms: (kind == ReportKind::Delayed).then_some(until),
                 }
             })
             .collect();
-        let content = Report {
+        let report = Report {
             envelope: about,
             reporting_mta: &self.parts.settings.hostname,
             kind,
             recipients: &recipients,
             headers: head,
             now_ms,
-            id,
-        }
-        .build();
-        let report = Envelope {
-            id,
-            reverse_path: ReversePath::Null,
-            body: BodyType::SevenBit,
-            arrived_ms: now_ms,
-            origin: Origin::Report,
-            size: content.len() as u64,
-            place: ContentPlace::Database,
-            recipients: vec![Recipient { destination: to.domain().clone(), path: to }],
+            id: crate::actors::new_queue_id(now_ms),
         };
+        let Some(content) = report.content() else { return };
+        let Some(envelope) = report.envelope(content.len() as u64) else { return };
         self.parts.metrics.dsn(kind);
-        self.parts.maillog.dsn(about.id, &report, kind.word(), now_ms);
-        self.enqueue_report(report, Content::Memory(content));
+        self.parts.maillog.dsn(about.id, &envelope, kind.word(), now_ms);
+        self.enqueue_report(envelope, Content::Memory(content));
     }
 }
 
@@ -190,14 +170,4 @@ fn resident_envelope(queue: &Queue, id: QueueId) -> Option<std::sync::Arc<Envelo
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The header section, at most [`HEAD_MAX`] bytes of it, ending with a whole line.
-fn head_of(content: &[u8]) -> &[u8] {
-    let end = memchr::memmem::find(content, b"\r\n\r\n").map_or(content.len(), |at| at + 2);
-    if end <= HEAD_MAX {
-        return &content[..end];
-    }
-    let cut = memchr::memmem::rfind(&content[..HEAD_MAX], b"\r\n").map_or(0, |at| at + 2);
-    &content[..cut]
 }

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::SessionContext;
 use crate::mail::envelope::{Content, ContentPlace, Envelope};
 use crate::mail::trace;
-use crate::spool::content::ContentWriter;
+use crate::spool::content::{ContentFiles, ContentWriter};
 
 /// Content on its way in. Dropped before [`Incoming::finish`], its file is removed.
 #[derive(Debug, Default)]
@@ -33,23 +33,7 @@ impl Incoming {
         }
         let piece = content.split().freeze();
         match self {
-            Self::Buffered => {
-                let present = trace::scan_headers(&piece).of_cut_head();
-                let prefix = trace::prefix(envelope, &context.hostname, present);
-                let (id, instance) = (envelope.id, context.instance.clone());
-                let writer = pool(
-                    context
-                        .front
-                        .file_job(move |files| {
-                            let mut writer = files.create(id, &instance)?;
-                            writer.write(&prefix)?;
-                            writer.write(&piece)?;
-                            Ok(writer)
-                        })
-                        .await,
-                )?;
-                *self = Self::File(Some(writer));
-            }
+            Self::Buffered => *self = Self::File(Some(create(piece, envelope, context).await?)),
             Self::File(writer) => append(writer, piece, context).await?,
         }
         Ok(())
@@ -62,26 +46,46 @@ impl Incoming {
         envelope: &mut Envelope,
         context: &SessionContext,
     ) -> io::Result<Content> {
-        match self {
-            Self::Buffered => {
-                let prefix = trace::prefix(envelope, &context.hostname, trace::scan_headers(&rest));
-                let mut whole = BytesMut::with_capacity(prefix.len() + rest.len());
-                whole.extend_from_slice(&prefix);
-                whole.extend_from_slice(&rest);
+        let writer = match self {
+            Self::Buffered if rest.len() <= context.content_threshold => {
+                let whole = with_prefix(&rest, envelope, context);
                 envelope.size = whole.len() as u64;
                 envelope.place = ContentPlace::Database;
-                Ok(Content::Memory(whole.freeze()))
+                return Ok(Content::Memory(whole));
             }
+            Self::Buffered => create(rest, envelope, context).await?,
             Self::File(mut writer) => {
                 append(&mut writer, rest, context).await?;
-                let Some(writer) = writer else { return Err(io::Error::other("the content file is gone")) };
-                let (name, size) = pool(context.front.file_job(move |_| writer.finish()).await)?;
-                envelope.size = size;
-                envelope.place = ContentPlace::File(name.clone());
-                Ok(Content::File { name, size })
+                writer.ok_or_else(|| io::Error::other("the content file is gone"))?
             }
-        }
+        };
+        let (name, size) = pool(context.front.file_job(move |_| writer.finish()).await)?;
+        envelope.size = size;
+        envelope.place = ContentPlace::File(name.clone());
+        Ok(Content::File { name, size })
     }
+}
+
+fn with_prefix(content: &[u8], envelope: &Envelope, context: &SessionContext) -> Bytes {
+    let prefix = trace::prefix(envelope, &context.hostname, trace::scan_headers(content));
+    let mut whole = BytesMut::with_capacity(prefix.len() + content.len());
+    whole.extend_from_slice(&prefix);
+    whole.extend_from_slice(content);
+    whole.freeze()
+}
+
+/// Starts the file with the trace header and the first piece.
+async fn create(piece: Bytes, envelope: &Envelope, context: &SessionContext) -> io::Result<ContentWriter> {
+    let present = trace::scan_headers(&piece).of_cut_head();
+    let prefix = trace::prefix(envelope, &context.hostname, present);
+    let (id, instance) = (envelope.id, context.instance.clone());
+    let job = move |files: &ContentFiles| {
+        let mut writer = files.create(id, &instance)?;
+        writer.write(&prefix)?;
+        writer.write(&piece)?;
+        Ok(writer)
+    };
+    pool(context.front.file_job(job).await)
 }
 
 async fn append(writer: &mut Option<ContentWriter>, piece: Bytes, context: &SessionContext) -> io::Result<()> {

@@ -16,7 +16,6 @@ use super::{SessionContext, Start};
 use crate::actors::new_queue_id;
 use crate::actors::queue::messages::{Enqueue, NotQueued};
 use crate::mail::envelope::{BodyType, ContentPlace, Envelope, Origin, Recipient};
-use crate::smtp::reply::{EnhancedStatus, ReplyCode};
 use crate::smtp::server::{BodyParam, Event, Refusal, Server, ServerSettings, Transaction};
 
 /// How long a session waits for a credit before it answers 452 4.3.1.
@@ -84,7 +83,7 @@ impl Driver {
                 return self.linger().await;
             }
             if (self.draining || *self.drain.borrow()) && !self.server.in_transaction() {
-                self.server.close(refusal(421, (4, 3, 2), "the relay is stopping, try again later"));
+                self.server.close(Refusal::new(421, (4, 3, 2), "the relay is stopping, try again later"));
                 self.draining = true;
                 continue;
             }
@@ -118,7 +117,7 @@ impl Driver {
     async fn mail_wanted(&mut self) -> io::Result<()> {
         if *self.drain.borrow() {
             self.draining = true;
-            self.server.refuse(refusal(421, (4, 3, 2), "the relay is stopping, try again later"));
+            self.server.refuse(Refusal::new(421, (4, 3, 2), "the relay is stopping, try again later"));
             return Ok(());
         }
         let messages = self.context.credits.messages.clone();
@@ -150,7 +149,7 @@ impl Driver {
             }
             None => {
                 self.context.metrics.credit_timeouts.inc();
-                self.server.refuse(refusal(452, (4, 3, 1), "the relay is busy, try again later"));
+                self.server.refuse(Refusal::new(452, (4, 3, 1), "the relay is busy, try again later"));
             }
         }
         Ok(())
@@ -162,7 +161,10 @@ impl Driver {
         }
         let mut draft = match self.draft.take() {
             Some(draft) => draft,
-            None => self.envelope(self.server.transaction()),
+            None => match self.server.transaction() {
+                Some(transaction) => self.envelope(transaction),
+                None => return Ok(()),
+            },
         };
         draft.size = self.server.content_size();
         let spilled = self.incoming.spill(self.server.content(), &draft, &self.context).await;
@@ -170,7 +172,7 @@ impl Driver {
         if let Err(error) = spilled {
             tracing::error!(%error, "a content file can't be written");
             self.reset();
-            self.server.close_now(refusal(451, (4, 3, 0), "the message can't be stored now, try again later"));
+            self.server.close_now(Refusal::new(451, (4, 3, 0), "the message can't be stored now, try again later"));
         }
         Ok(())
     }
@@ -189,7 +191,7 @@ impl Driver {
             Ok(content) => content,
             Err(error) => {
                 tracing::error!(%error, "content can't be stored");
-                self.server.refuse(refusal(451, (4, 3, 0), "the message can't be stored now, try again later"));
+                self.server.refuse(Refusal::new(451, (4, 3, 0), "the message can't be stored now, try again later"));
                 return Ok(());
             }
         };
@@ -203,10 +205,10 @@ impl Driver {
                 self.context.metrics.acceptance_seconds.observe(took.as_secs_f64());
             }
             Ok(Err(NotQueued::Draining)) => {
-                self.server.refuse(refusal(421, (4, 3, 2), "the relay is stopping, try again later"));
+                self.server.refuse(Refusal::new(421, (4, 3, 2), "the relay is stopping, try again later"));
             }
             Ok(Err(NotQueued::Spool)) | Err(_) => {
-                self.server.refuse(refusal(451, (4, 3, 0), "the message can't be stored now, try again later"));
+                self.server.refuse(Refusal::new(451, (4, 3, 0), "the message can't be stored now, try again later"));
             }
         }
         Ok(())
@@ -268,7 +270,7 @@ impl Driver {
         match ready {
             Ok(ready) => ready?,
             Err(_) => {
-                self.server.close_now(refusal(421, (4, 4, 2), "the client was silent for too long"));
+                self.server.close_now(Refusal::new(421, (4, 4, 2), "the client was silent for too long"));
                 return Ok(true);
             }
         }
@@ -300,13 +302,5 @@ impl Driver {
         };
         let _ = tokio::time::timeout(LINGER, drain).await;
         Ok(())
-    }
-}
-
-fn refusal(code: u16, (class, subject, detail): (u8, u16, u16), text: &'static str) -> Refusal {
-    Refusal {
-        code: ReplyCode::new(code).unwrap_or(ReplyCode::SERVICE_UNAVAILABLE),
-        status: EnhancedStatus::new(class, subject, detail),
-        text: text.into(),
     }
 }

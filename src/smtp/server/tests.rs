@@ -1,0 +1,131 @@
+//! The machine by itself; whole dialogues are in `tests/transcripts`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn settings() -> ServerSettings {
+    ServerSettings {
+        hostname: "relay.example".to_owned(),
+        may_relay: true,
+        message_size: 1000,
+        recipients: 3,
+        errors: 5,
+    }
+}
+
+/// Drives a machine with a driver that allows everything; returns all output and all finished contents.
+fn dialogue(pieces: &[&[u8]]) -> (String, Vec<Vec<u8>>) {
+    let mut server = Server::new(settings());
+    let (mut output, mut contents, mut closed) = (Vec::new(), Vec::new(), false);
+    for piece in pieces {
+        if closed {
+            break;
+        }
+        server.handle_bytes(piece);
+        while let Some(event) = server.poll_event() {
+            match event {
+                Event::MailWanted | Event::DataWanted => server.allow(),
+                Event::MessageEnd(_) => {
+                    contents.push(server.content().split().to_vec());
+                    server.accepted("id");
+                }
+                Event::Close => closed = true,
+                Event::Content | Event::Reset | Event::Refused { .. } => {}
+            }
+        }
+        output.extend_from_slice(&server.transmit().split());
+    }
+    (String::from_utf8(output).expect("ASCII"), contents)
+}
+
+#[test]
+fn two_messages_pass_over_one_connection() {
+    let (output, contents) = dialogue(&[
+        b"EHLO c.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
+        b"one\r\n.\r\nMAIL FROM:<>\r\nRCPT TO:<c@d.example>\r\nDATA\r\ntwo\r\n.\r\nQUIT\r\n",
+    ]);
+    assert_eq!(contents, [b"one\r\n".to_vec(), b"two\r\n".to_vec()]);
+    assert_eq!(output.matches("queued as id").count(), 2, "{output}");
+    assert!(output.ends_with("221 2.0.0 bye\r\n"), "{output}");
+}
+
+#[test]
+fn what_is_smuggled_behind_a_bare_line_feed_is_never_a_command() {
+    for smuggled in ["\n.\n", "\n.\r\n", "\r.\r\n", "\r\n.\n", "\r\n.\r\r\n"] {
+        let content = format!("hello{smuggled}MAIL FROM:<evil@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nx\r\n.\r\n");
+        let (output, contents) = dialogue(&[
+            b"EHLO c.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
+            content.as_bytes(),
+        ]);
+        assert!(contents.is_empty(), "{smuggled:?}");
+        assert!(output.ends_with("521 5.5.2 bare CR or LF in the message; end each line with CR and LF\r\n"), "{output}");
+    }
+}
+
+#[test]
+fn a_verdict_stops_the_parser_until_it_is_given() {
+    let mut server = Server::new(settings());
+    server.handle_bytes(b"EHLO c.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n");
+    assert_eq!(server.poll_event(), Some(Event::MailWanted));
+    assert_eq!(server.poll_event(), None);
+    assert!(!server.wants_input());
+    server.transmit().clear();
+    server.refuse(Refusal::new(452, (4, 3, 1), "busy"));
+    let output = String::from_utf8(server.transmit().to_vec()).expect("ASCII");
+    assert_eq!(output, "452 4.3.1 busy\r\n503 5.5.1 send MAIL first\r\n");
+}
+
+#[test]
+fn closing_waits_for_the_answer_to_a_message_that_is_coming_in() {
+    let mut server = Server::new(settings());
+    server.handle_bytes(b"HELO c.example\r\nMAIL FROM:<a@b.example>\r\n");
+    server.allow();
+    server.handle_bytes(b"RCPT TO:<c@d.example>\r\nDATA\r\n");
+    server.allow();
+    server.close(Refusal::new(421, (4, 3, 2), "stopping"));
+    server.handle_bytes(b"text\r\n.\r\n");
+    server.transmit().clear();
+    server.accepted("id");
+    let output = String::from_utf8(server.transmit().to_vec()).expect("ASCII");
+    assert_eq!(output, "250 2.0.0 ok, queued as id\r\n421 4.3.2 stopping\r\n");
+    assert!(std::iter::from_fn(|| server.poll_event()).any(|event| event == Event::Close));
+}
+
+fn fragments() -> impl Strategy<Value = Vec<u8>> {
+    let lines = prop_oneof![
+        Just("EHLO a.example\r\n"),
+        Just("MAIL FROM:<a@b.example>\r\n"),
+        Just("RCPT TO:<c@d.example>\r\n"),
+        Just("DATA\r\n"),
+        Just("text\r\n"),
+        Just("..\r\n"),
+        Just(".\r\n"),
+        Just("\n"),
+        Just("\r"),
+        Just("RSET\r\n"),
+        Just("QUIT\r\n"),
+        Just("\u{0}\u{7f}é"),
+    ];
+    prop::collection::vec(lines, 0..40).prop_map(|parts| parts.concat().into_bytes())
+}
+
+proptest! {
+    #[test]
+    fn any_split_of_any_input_gives_the_same_answers(input in fragments(), cuts in prop::collection::vec(1usize..7, 1..20)) {
+        let whole = dialogue(&[&input]);
+        let mut pieces = Vec::new();
+        let (mut rest, mut cuts) = (input.as_slice(), cuts.into_iter().cycle());
+        while !rest.is_empty() {
+            let (piece, tail) = rest.split_at(cuts.next().unwrap_or(1).min(rest.len()));
+            pieces.push(piece);
+            rest = tail;
+        }
+        prop_assert_eq!(dialogue(&pieces), whole);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 0..500)) {
+        dialogue(&[&input]);
+    }
+}
