@@ -10,6 +10,7 @@ pub mod maillog;
 pub mod metrics;
 pub mod route;
 pub mod schedule;
+pub mod sink;
 pub mod smtp;
 pub mod spool;
 pub mod tls;
