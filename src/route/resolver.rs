@@ -1,4 +1,5 @@
-//! The name servers, behind a trait of two questions. The only file of the relay that names hickory.
+//! The name servers, behind a trait of two questions. The only file of the relay that names hickory
+//! (beside the name server for demos and tests).
 //!
 //! Hickory starts its I/O tasks on the runtime that happens to ask, and keeps its connections for whoever asks next.
 //! The relay has many runtimes, one per arbiter: a connection that was opened on one of them would stop when that
