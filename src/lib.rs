@@ -11,6 +11,7 @@ pub mod maillog;
 pub mod metrics;
 pub mod route;
 pub mod schedule;
+pub mod sink;
 pub mod smtp;
 pub mod spool;
 pub mod tls;

@@ -2,7 +2,9 @@
 //!
 //! LAW: choosing and ordering are pure (`table`, `mx`); hickory is named in `resolver.rs` only.
 
+pub mod cache;
 pub mod mx;
+pub mod own;
 pub mod plan;
 pub mod resolver;
 pub mod table;
