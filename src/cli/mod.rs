@@ -7,7 +7,7 @@
 //! | 0 | done |
 //! | 1 | the verb failed: a problem was found, the relay couldn't start, or its spool failed |
 //! | 2 | the command line is wrong (clap's) |
-//! | 78 | the configuration is wrong (`EX_CONFIG`): starting again won't help, so systemd's `RestartPreventExitStatus=78` |
+//! | 78 | the configuration is wrong (`EX_CONFIG`); set systemd's `RestartPreventExitStatus=78` |
 //! | 130 | a second signal ended the relay while it was draining |
 
 pub mod check;

@@ -48,7 +48,7 @@ async fn serve(config: Config) -> ExitCode {
         }
     };
     say(format_args!("posthaste {} is running.", env!("CARGO_PKG_VERSION")));
-    say(summary::summary(&config, &server.smtp_addresses(), server.http_address().into()));
+    say(summary::summary(&config, server.smtp_addresses(), Some(server.http_address())));
     let failure = tokio::select! {
         message = server.failed() => Some(message),
         () = signals.next() => None,

@@ -25,7 +25,7 @@ pub fn summary(config: &Config, smtp: &[SocketAddr], http: Option<SocketAddr>) -
     }
     let spool = std::path::absolute(&config.spool.path).unwrap_or_else(|_| config.spool.path.clone());
     line("Spool", spool.display().to_string());
-    line("Name", name(&config.hostname()));
+    line("Name", name(&config.resolved_hostname()));
     line("Routes", routes(config));
     if let Some(address) = smtp.first().copied().map(dialable) {
         let _ = writeln!(out, "\nSend a first mail:\n{}", first_mail(address));

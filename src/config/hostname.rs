@@ -19,7 +19,7 @@ impl Config {
 
     /// The name in greeting, EHLO, `Received:` and DSNs: the configured one, else the machine's fully qualified name,
     /// else the address literal of the first listener (RFC 5321 section 4.1.3). Asks the system, not the network.
-    pub fn hostname(&self) -> String {
+    pub fn resolved_hostname(&self) -> String {
         let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         let hosts = std::fs::read_to_string(HOSTS_FILE).unwrap_or_default();
         let listener = self.listener_addresses()[0].ip();
@@ -27,7 +27,7 @@ impl Config {
     }
 }
 
-/// The choice behind [`Config::hostname`]; `hosts` is text in the form of `/etc/hosts`.
+/// The choice behind [`Config::resolved_hostname`]; `hosts` is text in the form of `/etc/hosts`.
 fn choose(configured: Option<&str>, machine: &str, hosts: &str, listener: IpAddr) -> String {
     configured
         .map(str::to_owned)

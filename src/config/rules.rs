@@ -89,7 +89,10 @@ impl Rules {
             ),
             Some((name, Ok(domain))) if !domain.as_str().contains(['.', '[']) => self.warning(
                 "server.hostname",
-                format!("server.hostname \"{name}\" has no dot, and many remote hosts refuse such a name; add its domain"),
+                format!(
+                    "server.hostname \"{name}\" has no dot, and many remote hosts refuse such a name; add its \
+                     domain"
+                ),
             ),
             Some(_) => {}
         }
@@ -131,7 +134,8 @@ impl Rules {
         if networks.is_empty() {
             self.warning(
                 "relay.networks",
-                "relay.networks is empty, so nobody may relay; add the networks of your clients, such as \"127.0.0.0/8\"",
+                "relay.networks is empty, so nobody may relay; add the networks of your clients, such as \
+                 \"127.0.0.0/8\"",
             );
         }
         for (number, network) in networks.iter().enumerate().filter(|(_, network)| is_public(network)) {
@@ -238,7 +242,8 @@ impl Rules {
             if let Some(before) = catch_all {
                 self.warning(
                     format!("route.{number}"),
-                    format!("this route is never used: route number {before} is for every domain (*); move it to the end"),
+                    format!("this route is never used: route number {before} is for every domain (*); move it to the \
+                         end"),
                 );
             } else if route.domains.contains(&DomainPattern::Any) {
                 catch_all = Some(number + 1);
@@ -277,7 +282,8 @@ impl Rules {
             (None, None) => return,
             (Some(_), None) => self.error(
                 format!("{at}.username"),
-                "this route has a username but no password; add password_file = \"FILE\" (its first line is the password)",
+                "this route has a username but no password; add password_file = \"FILE\" (its first line is the \
+                 password)",
             ),
             (None, Some(_)) => self.error(
                 format!("{at}.password_file"),
