@@ -13,8 +13,8 @@
 pub mod check;
 pub mod config;
 pub mod summary;
-// merge: `pub mod serve;` with embed::Server, `pub mod queue;` (branch watch), `pub mod demo;` (branch mail); then the
-// three verbs below.
+// merge: `pub mod serve;` (with embed::Server), `pub mod client; pub mod queue;` (branch watch), `pub mod demo;` (branch
+// mail); then the lines marked so below.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -63,6 +63,7 @@ impl Cli {
             // merge: Some(Verb::Demo) => demo::run(),
             // merge: Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
             Some(Verb::Config) => config::run(),
+            // merge: without None, which is Serve.
             None | Some(Verb::Check) => check::run(read()),
         }
     }
