@@ -1,10 +1,15 @@
 //! The configuration: one annotated struct. Each field says what it means, its unit and its default.
 //!
-//! Loading (file, environment, unknown keys) is in `load`, the rules that values must keep are in `rules`.
+//! Loading (file, environment, unknown keys) is in `load`, the rules that values must keep are in `rules`. `sample`
+//! reads this file: a field's doc comment is also its comment in what `posthaste config` prints.
 
+pub mod hostname;
 pub mod load;
 pub mod pattern;
+pub mod problem;
 pub mod rules;
+pub mod sample;
+pub mod secret;
 pub mod units;
 
 use std::net::SocketAddr;

@@ -119,21 +119,21 @@ fn one(list: &[String]) -> Result<&str, String> {
 
 serde_text!(
     /// A duration field.
-    duration, std::time::Duration,
+    duration, Duration,
     |form| parse_duration(one(form)?),
-    |value: &std::time::Duration| format_duration(*value)
+    |value: &Duration| format_duration(*value)
 );
 serde_text!(
     /// A duration field that may be absent.
-    optional_duration, Option<std::time::Duration>,
+    optional_duration, Option<Duration>,
     |form| parse_duration(one(form)?).map(Some),
-    |value: &Option<std::time::Duration>| value.map(format_duration)
+    |value: &Option<Duration>| value.map(format_duration)
 );
 serde_text!(
     /// A list of durations; an environment variable gives them with commas.
-    durations, Vec<std::time::Duration>,
+    durations, Vec<Duration>,
     |form| form.iter().flat_map(|text| text.split(',')).map(parse_duration).collect(),
-    |value: &Vec<std::time::Duration>| value.iter().copied().map(format_duration).collect::<Vec<_>>()
+    |value: &Vec<Duration>| value.iter().copied().map(format_duration).collect::<Vec<_>>()
 );
 serde_text!(
     /// A size field in bytes.

@@ -1,0 +1,85 @@
+//! `posthaste check`: every problem with its place and a remedy; else what would run.
+
+use std::process::ExitCode;
+
+use super::{complain, say, summary};
+use crate::config::load::Source;
+use crate::config::problem::{ConfigErrors, Problem};
+use crate::config::{Config, rules, secret};
+use crate::route::table::RouteTable;
+
+/// Prints every problem; fails when one of them is an error.
+pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
+    let (config, source) = match read {
+        Ok(good) => good,
+        Err(errors) => {
+            complain(&errors);
+            complain(verdict(&errors.0));
+            return ExitCode::FAILURE;
+        }
+    };
+    let problems = examine(&config, &source);
+    for problem in &problems {
+        complain(problem);
+    }
+    if !problems.is_empty() {
+        complain(verdict(&problems));
+    }
+    if problems.iter().any(Problem::is_error) {
+        return ExitCode::FAILURE;
+    }
+    say(format_args!("The configuration is good: {source}."));
+    say("");
+    say(summary::summary(&config, &config.listener_addresses(), Some(config.http.address)));
+    ExitCode::SUCCESS
+}
+
+/// What is wrong with a configuration that could be read, with places, in the order of the file.
+pub fn examine(config: &Config, source: &Source) -> Vec<Problem> {
+    let mut problems = rules::check(config);
+    problems.extend(secret::check(config));
+    // What the rules can't see, building shows.
+    if problems.iter().all(|problem| !problem.is_error()) {
+        problems.extend(RouteTable::build(config).err().unwrap_or_default());
+    }
+    source.locate(&mut problems);
+    problems.sort_by(|a, b| a.place.cmp(&b.place));
+    problems
+}
+
+fn verdict(problems: &[Problem]) -> String {
+    let errors = problems.iter().filter(|problem| problem.is_error()).count();
+    let count = |number: usize, word: &str| match number {
+        1 => format!("1 {word}"),
+        number => format!("{number} {word}s"),
+    };
+    format!("{}, {}", count(errors, "error"), count(problems.len() - errors, "warning"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RouteConfig;
+
+    #[test]
+    fn rules_and_files_are_both_examined() {
+        let mut config = Config::default();
+        config.retry.schedule.clear();
+        config.relay.networks.clear();
+        let file = Some("no-such-folder/password".into());
+        config.routes.push(RouteConfig { password_file: file, ..RouteConfig::default() });
+        let problems = examine(&config, &Source::default());
+        let texts: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
+        assert!(texts.iter().any(|text| text.starts_with("retry.schedule is empty")), "{texts:?}");
+        assert!(
+            texts.iter().any(|text| text.contains("no-such-folder/password can't be opened")),
+            "{texts:?}"
+        );
+        assert!(verdict(&problems).ends_with("errors, 1 warning"), "{}", verdict(&problems));
+    }
+
+    #[test]
+    fn the_defaults_pass() {
+        assert_eq!(examine(&Config::default(), &Source::default()), []);
+    }
+}

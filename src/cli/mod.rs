@@ -1,0 +1,117 @@
+//! The command line: verbs, what they print, and their exit codes.
+//!
+//! LAW: the only place that prints. Everything else logs, or returns what there is to say.
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | the verb failed: a problem was found, the relay couldn't start, or its spool failed |
+//! | 2 | the command line is wrong (clap's) |
+//! | 78 | the configuration is wrong (`EX_CONFIG`); set systemd's `RestartPreventExitStatus=78` |
+//! | 130 | a second signal ended the relay while it was draining |
+
+pub mod check;
+pub mod config;
+pub mod summary;
+// merge: `pub mod serve;` (with embed::Server), `pub mod client; pub mod queue;` (branch watch), `pub mod demo;` (branch
+// mail); then the lines marked so below.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::config::load::{self, Source};
+use crate::config::problem::ConfigErrors;
+
+/// `EX_CONFIG` of sysexits.h.
+pub const EXIT_CONFIG: u8 = 78;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong configuration, 130 ended by a second signal.
+Every key of the configuration is also an environment variable, such as POSTHASTE_SPOOL__PATH.";
+
+/// An outbound SMTP relay: accepts mail once it is on disk, and delivers it for days if need be.
+#[derive(Debug, Parser)]
+#[command(name = "posthaste", version, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Configuration file [default: posthaste.toml in the working directory, when there is one]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    // merge: Serve, Demo, Queue(queue::QueueArgs)
+    /// Say every problem of the configuration, or what would run
+    Check,
+    /// Print a configuration file with every key, its meaning and its default
+    Config,
+}
+
+impl Cli {
+    /// Does what the command line asks for.
+    pub fn run(self) -> ExitCode {
+        let read = || load::load(self.config.as_deref(), load::environment());
+        match self.verb {
+            // merge: None | Some(Verb::Serve) => with_config(read(), serve::run),
+            // merge: Some(Verb::Demo) => demo::run(),
+            // merge: Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
+            Some(Verb::Config) => config::run(),
+            // merge: without None, which is Serve.
+            None | Some(Verb::Check) => check::run(read()),
+        }
+    }
+}
+
+/// Runs a verb that needs a configuration; says what is wrong with it otherwise.
+pub fn with_config(
+    read: Result<(Config, Source), ConfigErrors>,
+    verb: impl FnOnce(Config, Source) -> ExitCode,
+) -> ExitCode {
+    match read {
+        Ok((config, source)) => verb(config, source),
+        Err(errors) => {
+            complain(errors);
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
+/// Prints a line. Unlike `println!`, it doesn't panic when the reader is gone (`posthaste config | head`).
+pub fn say(text: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints a line on standard error.
+pub fn complain(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_configuration_file_may_stand_on_either_side_of_the_verb() {
+        for arguments in
+            [["posthaste", "--config", "a.toml", "check"], ["posthaste", "check", "--config", "a.toml"]]
+        {
+            let cli = Cli::try_parse_from(arguments).expect("good");
+            assert_eq!(cli.config, Some(PathBuf::from("a.toml")));
+            assert!(matches!(cli.verb, Some(Verb::Check)));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! One configuration per rule, and what is said of it.
+
+use super::*;
+
+fn check_text(text: &str) -> Vec<String> {
+    let config = toml::from_str(text).expect("readable");
+    let line = |problem: &Problem| match &problem.place {
+        crate::config::problem::Place::Key(key) => {
+            format!("{}{key}: {}", if problem.is_error() { "" } else { "warning: " }, problem.text)
+        }
+        place => panic!("rules name keys, not {place}"),
+    };
+    check(&config).iter().map(line).collect()
+}
+
+#[test]
+fn the_defaults_are_good() {
+    assert_eq!(check_text(""), Vec::<String>::new());
+}
+
+#[test]
+fn each_rule_says_what_to_write_instead() {
+    let route = "[[route]]\ndomains = [\"a.example\"]\nhosts = [\"b.example\"]\n";
+    let with = |rest: &str| format!("{route}{rest}");
+    for (text, expected) in [
+        ("[retry]\nschedule = []", "retry.schedule: retry.schedule is empty; write at least one delay"),
+        ("[retry]\nschedule = [\"1m\", \"0\"]", "retry.schedule.1: retry.schedule has a delay of 0"),
+        ("[retry]\njitter = 0.95", "retry.jitter: retry.jitter is 0.95; write a number from 0 to 0.9"),
+        ("[retry]\njitter = nan", "retry.jitter: retry.jitter is NaN"),
+        ("[retry]\njitter = -0.1", "retry.jitter: retry.jitter is -0.1"),
+        (
+            "[retry]\ngive_up_after = 0\ndelay_notice_after = 0",
+            "retry.give_up_after: retry.give_up_after is 0",
+        ),
+        (
+            "[retry]\ngive_up_after = \"366d\"",
+            "retry.give_up_after: retry.give_up_after is 366d; write at most 365d",
+        ),
+        (
+            "[retry]\ngive_up_after = \"4h\"",
+            "retry.delay_notice_after: delay_notice_after (4h) must be less than",
+        ),
+        ("[[retry.for]]\nschedule = [\"5m\"]", "retry.for.0.domains: this [[retry.for]] has no domains"),
+        (
+            "[[retry.for]]\ndomains = [\"*\"]\ngive_up_after = \"1h\"",
+            "retry.for.0.delay_notice_after: delay_notice_after (4h) must be less than give_up_after (1h)",
+        ),
+        (
+            "[limits]\nmessage_size = \"63KiB\"",
+            "limits.message_size: limits.message_size is 63KiB; write 64KiB or",
+        ),
+        (
+            "[limits]\nrecipients = 99",
+            "limits.recipients: limits.recipients is 99; write 100 or more (RFC 5321",
+        ),
+        ("[limits]\nsessions = 0", "limits.sessions: limits.sessions is 0; write 1 or more"),
+        (
+            "[limits]\nidle_timeout = 0",
+            "limits.idle_timeout: limits.idle_timeout is 0; write a duration above",
+        ),
+        (
+            "[spool]\ncontent_threshold = 0",
+            "spool.content_threshold: spool.content_threshold is 0B; write a size",
+        ),
+        ("[spool]\ncontent_threshold = \"5MiB\"", "spool.content_threshold: spool.content_threshold is 5MiB"),
+        ("[spool]\ncache = \"1KiB\"", "spool.cache: spool.cache is 1KiB; write 1MiB or more"),
+        ("[spool]\nreserve = 0", "warning: spool.reserve: spool.reserve is 0B, too little"),
+        ("[spool]\npath = \"\"", "spool.path: spool.path is empty; write a folder"),
+        ("[delivery]\nconnections = 0", "delivery.connections: delivery.connections is 0; write 1 or more"),
+        (
+            "[delivery]\nport = 0",
+            "delivery.port: delivery.port is 0; write the port of MX hosts, which is 25",
+        ),
+        ("[dns]\nservers = [\"127.0.0.1:0\"]", "dns.servers.0: dns.servers has 127.0.0.1:0; write the port"),
+        ("[log]\nbuffer = 0", "log.buffer: log.buffer is 0; write 1 or more"),
+        (
+            "[server]\nhostname = \"a b\"",
+            "server.hostname: server.hostname is \"a b\"; write a host name such as",
+        ),
+        ("[server]\nhostname = \"relay\"", "warning: server.hostname: server.hostname \"relay\" has no dot"),
+        ("[server]\nworkers = 5000", "server.workers: server.workers is 5000; write at most 1024"),
+        (
+            "listener = [{ address = \"127.0.0.1:25\" }, { address = \"127.0.0.1:25\" }]",
+            "listener.1.address: another [[listener]] has the address 127.0.0.1:25 already",
+        ),
+        (
+            "listener = [{ address = \"0.0.0.0:25\" }, { address = \"127.0.0.1:25\" }]",
+            "listener.1.address: another [[listener]] has the address 127.0.0.1:25 already",
+        ),
+        (
+            "[http]\naddress = \"127.0.0.1:2525\"",
+            "http.address: http.address 127.0.0.1:2525 is a listener's too",
+        ),
+        ("[relay]\nnetworks = []", "warning: relay.networks: relay.networks is empty, so nobody may relay"),
+        ("[[route]]\nhosts = [\"b.example\"]", "route.0.domains: this route has no domains; add domains = "),
+        ("[[route]]\ndomains = [\"*\"]", "route.0.hosts: this route has no hosts; add hosts = "),
+        (&with("connections = 0"), "route.0.connections: route.connections is 0; write 1 or more"),
+        (
+            "[[route]]\ndomains = [\"*\"]\nhosts = [\"a\", \"a:smtp\"]",
+            "route.0.hosts.1: \"a:smtp\" is not a host; write mx.example.org, mx.example.org:2525,",
+        ),
+        (&with("username = \"u\"\ntls = \"required\""), "route.0.username: this route has a username but no"),
+        (
+            &with("password_file = \"f\"\ntls = \"required\""),
+            "route.0.password_file: this route has a password_",
+        ),
+        (
+            &with("password_file = \"f\"\nusername = \"u\""),
+            "route.0.username: a password is sent only over checked TLS",
+        ),
+        (
+            &with("password_file = \"f\"\nusername = \"u\"\ntls = \"opportunistic\""),
+            "route.0.tls: a password is sent only over checked TLS; add tls = \"required\" to this route",
+        ),
+        (
+            "[[route]]\ndomains = [\"*\"]\nhosts = [\"a\"]\n[[route]]\ndomains = [\"b\"]\nhosts = [\"a\"]",
+            "warning: route.1: this route is never used: route number 1 is for every domain (*)",
+        ),
+    ] {
+        let found = check_text(text);
+        assert_eq!(found.len(), 1, "{text}\n{found:#?}");
+        assert!(found[0].starts_with(expected), "{text}\n{found:#?}\n{expected}");
+    }
+}
+
+#[test]
+fn good_configurations_pass() {
+    for text in [
+        "[[route]]\ndomains = [\"*\"]\nhosts = [\"a:587\"]\nusername = \"u\"\npassword_file = \"f\"\ntls = \"required\"",
+        "delivery.tls = \"required\"\n[[route]]\ndomains = [\"*\"]\nhosts = [\"a\"]\nusername = \"u\"\npassword_file = \"f\"",
+        "listener = [{ address = \"127.0.0.1:0\" }, { address = \"127.0.0.1:0\" }]\nhttp.address = \"127.0.0.1:0\"",
+        "listener = [{ address = \"0.0.0.0:25\" }, { address = \"[::]:25\" }]",
+        "retry.delay_notice_after = 0\nretry.give_up_after = \"1m\"",
+        "relay.networks = [\"10.0.0.0/8\", \"192.0.2.7/32\", \"fc00::/7\", \"fe80::/10\", \"2001:db8::/32\"]",
+    ] {
+        assert_eq!(check_text(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn networks_of_strangers_are_an_open_relay_in_capital_letters() {
+    for network in ["0.0.0.0/0", "::/0", "128.0.0.0/1", "2000::/3"] {
+        let found = check_text(&format!("[relay]\nnetworks = [\"127.0.0.0/8\", \"{network}\"]"));
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].starts_with("warning: relay.networks.1: THIS IS AN OPEN RELAY: relay.networks has ")
+        );
+    }
+}
