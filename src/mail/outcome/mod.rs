@@ -1,7 +1,11 @@
 //! What an attempt found, and the one place that decides what it means: next host, defer, or bounce.
 
+mod decide;
+
 use std::fmt;
 use std::net::SocketAddr;
+
+pub use decide::{Decision, Finding, Next, decide};
 
 use crate::smtp::reply::{EnhancedStatus, Reply};
 
