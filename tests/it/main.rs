@@ -4,4 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clients;
+mod drain;
+mod output;
+mod startup;
 mod tidy;
+mod tools;
