@@ -1,4 +1,14 @@
-//! The tests that need sockets: loopback only, on ports that the system picks.
-#![allow(clippy::unwrap_used)]
+//! Everything that needs no other program: the laws of the folders, whole dialogues, and the real binary as a black
+//! box. Loopback only, on ports that the system picks.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clients;
 mod dns;
+mod drain;
+mod output;
+mod startup;
+mod tidy;
+mod tools;
