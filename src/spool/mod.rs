@@ -1,0 +1,252 @@
+//! Durable truth. Every accepted message lives here until each of its recipients has met one fate.
+//!
+//! LAW: sled is named here and in `migrations/` only; nothing here knows an actor, a socket or a schedule.
+//! Calls block: only the writer thread and the reader pool ([`front`]) make them.
+
+pub mod content;
+mod database;
+pub mod front;
+mod keys;
+pub mod memory;
+mod read;
+mod record;
+pub mod sled;
+#[cfg(test)]
+mod suite;
+pub mod sync;
+mod write;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::mail::envelope::{Content, Envelope, LastReply, RecipientState, StoredMessage};
+use crate::mail::id::QueueId;
+use crate::smtp::address::Domain;
+
+/// One change; a commit is a list of them that becomes durable as a whole or not at all.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Stores envelope and content of a new message. Recipients without a state record are fresh.
+    PutMessage(Arc<Envelope>, Content),
+    /// Writes the state of one recipient.
+    PutRecipient(QueueId, u16, RecipientState),
+    /// Removes envelope, states and content (the content file after the commit). `states` says whether any
+    /// state record was ever written for it.
+    RemoveMessage {
+        /// The message.
+        envelope: Arc<Envelope>,
+        /// Whether any [`Op::PutRecipient`] was ever committed or is in this commit for it.
+        states: bool,
+    },
+    /// Makes a recipient findable under its destination and due time (ms).
+    PutDue(DueKey),
+    /// The opposite.
+    DeleteDue(DueKey),
+    /// Makes a destination findable at the time (ms) when it next needs the queue.
+    PutWake(u64, Domain),
+    /// The opposite.
+    DeleteWake(u64, Domain),
+    /// Makes a message findable at the time (ms) of its next delay notice or expiry.
+    PutDeadline(u64, QueueId),
+    /// The opposite.
+    DeleteDeadline(u64, QueueId),
+    /// Writes the back-off state of a destination.
+    PutDestination(Domain, DestinationRecord),
+    /// Forgets it.
+    DeleteDestination(Domain),
+    /// Moves every record of a message to quarantine, with the reason. The counters follow in the same commit.
+    Quarantine(QueueId, String),
+    /// The counters after this commit.
+    Counters(Counters),
+}
+
+/// The key of one due recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DueKey {
+    /// The destination it is queued for.
+    pub destination: Domain,
+    /// When it is due, wall time in milliseconds.
+    pub due_ms: u64,
+    /// The message.
+    pub id: QueueId,
+    /// The recipient's number.
+    pub number: u16,
+}
+
+/// What is remembered of a destination that failed as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct DestinationRecord {
+    /// Failures in a row.
+    pub failures: u32,
+    /// No attempt before this wall time (ms).
+    pub retry_at_ms: u64,
+    /// When it last failed and why.
+    pub last: Option<LastReply>,
+}
+
+/// What the spool holds, kept in the same commits as the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages with at least one unsettled recipient.
+    pub messages: u64,
+    /// Unsettled recipients.
+    pub recipients: u64,
+    /// Content bytes of those messages.
+    pub bytes: u64,
+    /// Messages in quarantine.
+    pub quarantined: u64,
+}
+
+/// A page of a destination's due recipients.
+#[derive(Debug, Default)]
+pub struct DuePage {
+    /// Their keys and messages, earliest due first; recipients of one message share one `StoredMessage`.
+    pub items: Vec<(DueKey, Arc<StoredMessage>)>,
+    /// The due time of the first key that was neither skipped nor returned; `None` when there is none.
+    pub next_due_ms: Option<u64>,
+    /// Messages whose records can't be read, to be quarantined.
+    pub damaged: Vec<(QueueId, String)>,
+}
+
+/// What a spool can do. All calls block. One thread calls `commit`; reads may run on several others.
+pub trait Spool: Send + Sync + 'static {
+    /// Makes all changes durable: when it returns `Ok` they survive a power cut.
+    ///
+    /// # Errors
+    /// Any error is final (design section 5, trap 5): the caller stops accepting and ends the process.
+    fn commit(&self, ops: &[Op]) -> Result<(), SpoolError>;
+
+    /// The destination's recipients with due time ≤ `until_ms` that are not in `skip`, at most `limit`.
+    fn due(
+        &self,
+        destination: &Domain,
+        until_ms: u64,
+        skip: &HashSet<(QueueId, u16)>,
+        limit: usize,
+    ) -> Result<DuePage, SpoolError>;
+
+    /// Up to `limit` wake keys in order of time, whatever their time, starting after `after`.
+    fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError>;
+
+    /// Up to `limit` deadline keys in order of time, whatever their time, starting after `after`.
+    fn deadlines(
+        &self,
+        after: Option<(u64, QueueId)>,
+        limit: usize,
+    ) -> Result<Vec<(u64, QueueId)>, SpoolError>;
+
+    /// One message; `None` when it is not (or no longer) here.
+    fn message(&self, id: QueueId) -> Result<Option<StoredMessage>, SpoolError>;
+
+    /// Up to `limit` messages with ids above `after`, in order of id; unreadable ones are left out.
+    fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError>;
+
+    /// The content of a message that lies in the database ([`crate::mail::envelope::ContentPlace::Database`]).
+    ///
+    /// # Errors
+    /// [`SpoolError::Damaged`] when a chunk is missing or fails its checksum.
+    fn content(&self, id: QueueId) -> Result<Bytes, SpoolError>;
+
+    /// What is remembered of a destination.
+    fn destination(&self, destination: &Domain) -> Result<Option<DestinationRecord>, SpoolError>;
+
+    /// The destinations that have a record, after `after`, at most `limit`.
+    fn destinations(
+        &self,
+        after: Option<&Domain>,
+        limit: usize,
+    ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError>;
+
+    /// Up to `limit` messages in quarantine with ids above `after`, and why they are there.
+    ///
+    /// # Errors
+    /// As for any read; a spool that knows no quarantine has none.
+    fn quarantined(
+        &self,
+        _after: Option<QueueId>,
+        _limit: usize,
+    ) -> Result<Vec<(QueueId, String)>, SpoolError> {
+        Ok(Vec::new())
+    }
+
+    /// Whether any record of the message is here, quarantine included: its content file must stay.
+    ///
+    /// # Errors
+    /// As for any read.
+    fn holds(&self, _id: QueueId) -> Result<bool, SpoolError> {
+        Ok(true)
+    }
+
+    /// The counters as of the last commit.
+    fn counters(&self) -> Result<Counters, SpoolError>;
+
+    /// How many times data was synced to the device since the start (file syncs included).
+    fn syncs(&self) -> u64;
+}
+
+/// What can go wrong with the spool. Its text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The folder or a file can't be used.
+    #[error("spool {path}: {what}: {source}")]
+    Io {
+        /// Folder or file.
+        path: PathBuf,
+        /// What was tried, and what to do about it.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Another process has it open.
+    #[error(
+        "the spool {0} is in use by another posthaste; stop that one, or set spool.path to another folder"
+    )]
+    Locked(PathBuf),
+    /// A newer program wrote it.
+    #[error(
+        "the spool {path} has format {found}, this program reads up to format {known}; \
+         use posthaste {writer} or newer for it, or set spool.path to another folder"
+    )]
+    Newer {
+        /// The spool.
+        path: PathBuf,
+        /// Its format version.
+        found: u32,
+        /// The newest format version known here.
+        known: u32,
+        /// The program version that wrote it.
+        writer: String,
+    },
+    /// The disk is full.
+    #[error(
+        "spool {0}: the disk is full; free some space and start posthaste again: nothing that was accepted is lost"
+    )]
+    Full(PathBuf),
+    /// sled can't open or use its database.
+    #[error("spool {path}: the database can't be used ({reason}); keep the folder, it holds accepted mail")]
+    Database {
+        /// The spool.
+        path: PathBuf,
+        /// sled's words.
+        reason: String,
+    },
+    /// A record can't be read.
+    #[error("damaged record of {what}: {reason}")]
+    Damaged {
+        /// Which one.
+        what: String,
+        /// Checksum, kind, version, missing chunk….
+        reason: String,
+    },
+    /// A commit failed before, or the spool was closed: nothing more is written.
+    #[error("the spool takes no more changes: {0}; start posthaste again, nothing that was accepted is lost")]
+    Closed(String),
+    /// Writes are not made durable here.
+    #[error(
+        "spool {0}: this system does not sync writes to the device, so no mail can be accepted safely: {1}"
+    )]
+    NotDurable(PathBuf, String),
+}
