@@ -4,11 +4,17 @@
 //! Calls block: only the writer thread and the reader pool ([`front`]) make them.
 
 pub mod content;
+mod database;
 pub mod front;
+mod keys;
 pub mod memory;
-pub mod record;
+mod read;
+mod record;
 pub mod sled;
+#[cfg(test)]
+mod suite;
 pub mod sync;
+mod write;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -122,7 +128,7 @@ pub trait Spool: Send + Sync + 'static {
         limit: usize,
     ) -> Result<DuePage, SpoolError>;
 
-    /// Up to `limit` wake keys in order of time and destination, whatever their time, starting after `after`.
+    /// Up to `limit` wake keys in order of time, whatever their time, starting after `after`.
     fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError>;
 
     /// Up to `limit` deadline keys in order of time, whatever their time, starting after `after`.
@@ -153,6 +159,26 @@ pub trait Spool: Send + Sync + 'static {
         after: Option<&Domain>,
         limit: usize,
     ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError>;
+
+    /// Up to `limit` messages in quarantine with ids above `after`, and why they are there.
+    ///
+    /// # Errors
+    /// As for any read; a spool that knows no quarantine has none.
+    fn quarantined(
+        &self,
+        _after: Option<QueueId>,
+        _limit: usize,
+    ) -> Result<Vec<(QueueId, String)>, SpoolError> {
+        Ok(Vec::new())
+    }
+
+    /// Whether any record of the message is here, quarantine included: its content file must stay.
+    ///
+    /// # Errors
+    /// As for any read.
+    fn holds(&self, _id: QueueId) -> Result<bool, SpoolError> {
+        Ok(true)
+    }
 
     /// The counters as of the last commit.
     fn counters(&self) -> Result<Counters, SpoolError>;
@@ -215,6 +241,9 @@ pub enum SpoolError {
         /// Checksum, kind, version, missing chunk….
         reason: String,
     },
+    /// A commit failed before, or the spool was closed: nothing more is written.
+    #[error("the spool takes no more changes: {0}; start posthaste again, nothing that was accepted is lost")]
+    Closed(String),
     /// Writes are not made durable here.
     #[error(
         "spool {0}: this system does not sync writes to the device, so no mail can be accepted safely: {1}"

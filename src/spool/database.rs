@@ -1,0 +1,114 @@
+//! A [`Spool`] over any ordered tree of bytes: what sled and the memory body share.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use sled::IVec;
+
+use super::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, read, write};
+use crate::mail::envelope::StoredMessage;
+use crate::mail::id::QueueId;
+use crate::smtp::address::Domain;
+
+/// A key and its new value, or `None` to remove it.
+pub type Change = (IVec, Option<IVec>);
+
+/// What [`Tree::scan`] calls for each pair; `false` ends the scan.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
+
+/// An ordered map of bytes. Reads may run on any thread while one thread applies changes; each single read sees
+/// all of a batch or nothing of it, several reads in a row may not.
+pub trait Tree: Send + Sync + 'static {
+    /// Whether content may lie in files beside the tree.
+    const FILES: bool;
+
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError>;
+
+    /// Visits the pairs with `from` ≤ key < `to` in order of key. `visit` must not use the tree.
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError>;
+
+    /// Makes all changes durable at once; of several for one key the last counts.
+    fn apply(&self, changes: Vec<Change>) -> Result<(), SpoolError>;
+
+    /// As [`Spool::syncs`].
+    fn syncs(&self) -> u64;
+}
+
+/// A spool over a tree.
+#[derive(Debug, Default)]
+pub struct Database<T> {
+    pub(super) tree: T,
+}
+
+impl<T: Tree> Spool for Database<T> {
+    fn commit(&self, ops: &[Op]) -> Result<(), SpoolError> {
+        self.tree.apply(write::changes(&self.tree, ops)?)
+    }
+
+    fn due(
+        &self,
+        destination: &Domain,
+        until_ms: u64,
+        skip: &HashSet<(QueueId, u16)>,
+        limit: usize,
+    ) -> Result<DuePage, SpoolError> {
+        read::due(&self.tree, destination, until_ms, skip, limit)
+    }
+
+    fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError> {
+        read::wakes(&self.tree, after, limit)
+    }
+
+    fn deadlines(
+        &self,
+        after: Option<(u64, QueueId)>,
+        limit: usize,
+    ) -> Result<Vec<(u64, QueueId)>, SpoolError> {
+        read::deadlines(&self.tree, after, limit)
+    }
+
+    fn message(&self, id: QueueId) -> Result<Option<StoredMessage>, SpoolError> {
+        read::message(&self.tree, id)
+    }
+
+    fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError> {
+        read::list(&self.tree, after, limit)
+    }
+
+    fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {
+        read::content(&self.tree, id)
+    }
+
+    fn destination(&self, destination: &Domain) -> Result<Option<DestinationRecord>, SpoolError> {
+        read::destination(&self.tree, destination)
+    }
+
+    fn destinations(
+        &self,
+        after: Option<&Domain>,
+        limit: usize,
+    ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
+        read::destinations(&self.tree, after, limit)
+    }
+
+    fn quarantined(
+        &self,
+        after: Option<QueueId>,
+        limit: usize,
+    ) -> Result<Vec<(QueueId, String)>, SpoolError> {
+        read::quarantined(&self.tree, after, limit)
+    }
+
+    fn holds(&self, id: QueueId) -> Result<bool, SpoolError> {
+        read::holds(&self.tree, id)
+    }
+
+    fn counters(&self) -> Result<Counters, SpoolError> {
+        read::counters(&self.tree)
+    }
+
+    fn syncs(&self) -> u64 {
+        self.tree.syncs()
+    }
+}

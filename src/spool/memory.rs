@@ -1,0 +1,58 @@
+//! The spool in memory: the same records over a `BTreeMap`, for simulated time and tests. Durable as long as it lives.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{PoisonError, RwLock};
+
+use sled::IVec;
+
+use super::SpoolError;
+use super::database::{Change, Database, Tree, Visit};
+
+/// A spool in memory. It knows no content files: give it [`Content::Memory`](crate::mail::envelope::Content) only.
+pub type MemorySpool = Database<MemoryTree>;
+
+impl MemorySpool {
+    /// An empty spool.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// The records of a [`MemorySpool`].
+#[derive(Debug, Default)]
+pub struct MemoryTree {
+    map: RwLock<BTreeMap<IVec, IVec>>,
+}
+
+impl Tree for MemoryTree {
+    const FILES: bool = false;
+
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
+        Ok(self.map.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        if from < to {
+            let mut pairs = map.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
+            pairs.all(|(key, value)| visit(key, value));
+        }
+        Ok(())
+    }
+
+    fn apply(&self, changes: Vec<Change>) -> Result<(), SpoolError> {
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, value) in changes {
+            match value {
+                Some(value) => map.insert(key, value),
+                None => map.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn syncs(&self) -> u64 {
+        0
+    }
+}

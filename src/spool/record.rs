@@ -1,0 +1,260 @@
+//! Records: `kind u8, version u8, CRC-32 u32, payload`, never longer than [`VALUE_MAX`].
+//!
+//! The checksum is CRC-32 as in Ethernet and zip (ISO-HDLC, polynomial 0x04C11DB7), little endian, over kind, version
+//! and payload. The payload is bincode 1.3 with fixed little endian integers and u64 lengths; of a chunk, it is raw
+//! bytes, in chunk 0 after the total length (u32, little endian). `migrations/v0001_initial.rs` has every byte.
+//!
+//! Records hold numbers and texts only; domain types are parsed again when they are read, so a record that no longer
+//! parses is damaged, not half believed.
+
+mod v1;
+
+use std::borrow::Cow;
+
+use bincode::Options;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sled::IVec;
+
+use super::{Counters, DestinationRecord};
+use crate::mail::envelope::{Envelope, RecipientState};
+use crate::mail::id::QueueId;
+
+/// No value of the tree is longer (design section 5, trap 2: larger ones make sled write unsynced files).
+pub const VALUE_MAX: usize = 6_000;
+/// Bytes of envelope or content in one chunk.
+pub const CHUNK: usize = VALUE_MAX - HEADER - TOTAL;
+/// Texts from outside are cut to this many bytes.
+const TEXT_MAX: usize = 512;
+/// An envelope that claims to be longer is damaged: 100,000 recipients with the longest addresses fit.
+const ENVELOPE_MAX: u64 = 64 << 20;
+
+const HEADER: usize = 6;
+const TOTAL: usize = 4;
+const VERSION: u8 = 1;
+
+/// What a record is of. The numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Envelope = 1,
+    State = 2,
+    Content = 3,
+    Destination = 4,
+    Counters = 5,
+    Format = 6,
+    Start = 7,
+    Reason = 8,
+}
+
+/// Why bytes are not the record that was looked for.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("it is cut short")]
+    Short,
+    #[error("its checksum is wrong")]
+    Checksum,
+    #[error("it is of kind {0}, not of the kind its key stands for")]
+    Kind(u8),
+    #[error("its version {0} is not known to this program")]
+    Version(u8),
+    #[error("its payload does not decode: {0}")]
+    Payload(String),
+    #[error("its {0} is not valid")]
+    Field(&'static str),
+    #[error("chunk {0} is missing")]
+    Chunk(u32),
+}
+
+/// The format of a spool and the program that wrote it first or migrated it last.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Format<'a> {
+    pub version: u32,
+    pub writer: Cow<'a, str>,
+}
+
+/// One start of the program on a spool.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Start<'a> {
+    /// 1 for the first start.
+    pub number: u64,
+    /// The instance id of that run.
+    pub instance: Cow<'a, str>,
+}
+
+fn options() -> impl Options {
+    bincode::DefaultOptions::new()
+        .with_limit(ENVELOPE_MAX)
+        .with_fixint_encoding()
+        .with_little_endian()
+        .reject_trailing_bytes()
+}
+
+/// Fills in the header of a record whose payload starts at [`HEADER`].
+fn seal(kind: Kind, mut record: Vec<u8>) -> IVec {
+    record[0] = kind as u8;
+    record[1] = VERSION;
+    let crc = checksum(&record[..2], &record[HEADER..]);
+    record[2..HEADER].copy_from_slice(&crc.to_le_bytes());
+    debug_assert!(record.len() <= VALUE_MAX, "a {kind:?} record of {} bytes", record.len());
+    record.into()
+}
+
+fn checksum(head: &[u8], payload: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(head);
+    crc.update(payload);
+    crc.finalize()
+}
+
+/// The payload of a record.
+fn unseal(kind: Kind, record: &[u8]) -> Result<&[u8], Unreadable> {
+    let (head, payload) = record.split_first_chunk::<HEADER>().ok_or(Unreadable::Short)?;
+    let [found, version, crc @ ..] = *head;
+    if checksum(&head[..2], payload) != u32::from_le_bytes(crc) {
+        return Err(Unreadable::Checksum);
+    }
+    if found != kind as u8 {
+        return Err(Unreadable::Kind(found));
+    }
+    if version != VERSION {
+        return Err(Unreadable::Version(version));
+    }
+    Ok(payload)
+}
+
+fn write(kind: Kind, payload: &impl Serialize) -> IVec {
+    let mut record = vec![0; HEADER];
+    put(&mut record, payload);
+    seal(kind, record)
+}
+
+fn put(into: &mut Vec<u8>, payload: &impl Serialize) {
+    let written = options().serialize_into(into, payload);
+    debug_assert!(written.is_ok(), "numbers and texts serialise: {written:?}");
+}
+
+fn read<'a, T: Deserialize<'a>>(kind: Kind, record: &'a [u8]) -> Result<T, Unreadable> {
+    decode(unseal(kind, record)?)
+}
+
+fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Unreadable> {
+    options().deserialize(payload).map_err(|error| Unreadable::Payload(error.to_string()))
+}
+
+/// The longest start of `text` that has at most [`TEXT_MAX`] bytes.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+pub(super) fn write_state(state: &RecipientState) -> IVec {
+    write(Kind::State, &v1::State::of(state))
+}
+
+pub(super) fn read_state(record: &[u8]) -> Result<RecipientState, Unreadable> {
+    read::<v1::State<'_>>(Kind::State, record)?.parse()
+}
+
+pub(super) fn write_destination(destination: &DestinationRecord) -> IVec {
+    write(Kind::Destination, &v1::Destination::of(destination))
+}
+
+pub(super) fn read_destination(record: &[u8]) -> Result<DestinationRecord, Unreadable> {
+    read::<v1::Destination<'_>>(Kind::Destination, record)?.parse()
+}
+
+pub(super) fn write_counters(counters: &Counters) -> IVec {
+    write(Kind::Counters, &v1::Counters::of(counters))
+}
+
+pub(super) fn read_counters(record: &[u8]) -> Result<Counters, Unreadable> {
+    Ok(read::<v1::Counters>(Kind::Counters, record)?.into())
+}
+
+pub(super) fn write_format(format: &Format<'_>) -> IVec {
+    write(Kind::Format, format)
+}
+
+pub(super) fn read_format(record: &[u8]) -> Result<Format<'static>, Unreadable> {
+    read(Kind::Format, record)
+}
+
+pub(super) fn write_start(start: &Start<'_>) -> IVec {
+    write(Kind::Start, start)
+}
+
+pub(super) fn read_start(record: &[u8]) -> Result<Start<'static>, Unreadable> {
+    read(Kind::Start, record)
+}
+
+pub(super) fn write_reason(reason: &str) -> IVec {
+    write(Kind::Reason, &cut(reason))
+}
+
+pub(super) fn read_reason(record: &[u8]) -> Result<String, Unreadable> {
+    read(Kind::Reason, record)
+}
+
+/// The whole of an envelope, to be put into chunks.
+pub(super) fn write_envelope(envelope: &Envelope) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(512);
+    put(&mut bytes, &v1::Envelope::of(envelope));
+    bytes
+}
+
+/// How long [`write_envelope`] makes it.
+pub(super) fn envelope_len(envelope: &Envelope) -> usize {
+    let len = options().serialized_size(&v1::Envelope::of(envelope)).unwrap_or(0);
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+pub(super) fn read_envelope(id: QueueId, bytes: &[u8]) -> Result<Envelope, Unreadable> {
+    decode::<v1::Envelope<'_>>(bytes)?.parse(id)
+}
+
+/// How many chunks `len` bytes make; nothing makes one.
+pub(super) fn chunks(len: usize) -> u32 {
+    u32::try_from(len.div_ceil(CHUNK).max(1)).unwrap_or(u32::MAX)
+}
+
+/// The chunks of an envelope or content, in order.
+pub(super) fn write_chunks(kind: Kind, bytes: &[u8]) -> impl Iterator<Item = (u32, IVec)> {
+    (0..chunks(bytes.len())).map(move |number| {
+        let start = number as usize * CHUNK;
+        let piece = &bytes[start..bytes.len().min(start + CHUNK)];
+        let mut record = Vec::with_capacity(HEADER + TOTAL + piece.len());
+        record.resize(HEADER, 0);
+        if number == 0 {
+            record.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        record.extend_from_slice(piece);
+        (number, seal(kind, record))
+    })
+}
+
+/// Puts chunks together again, asking `get` for each record until the total of chunk 0 is reached.
+/// `Ok(None)` when there is no chunk 0.
+pub(super) fn read_chunks<E: From<Unreadable>>(
+    kind: Kind,
+    mut get: impl FnMut(u32) -> Result<Option<IVec>, E>,
+) -> Result<Option<Bytes>, E> {
+    let Some(first) = get(0)? else { return Ok(None) };
+    let (total, piece) = unseal(kind, &first)?.split_first_chunk().ok_or(Unreadable::Short)?;
+    let total = u32::from_le_bytes(*total) as usize;
+    if piece.len() == total {
+        return Ok(Some(Bytes::copy_from_slice(piece)));
+    }
+    let mut whole = piece.to_vec();
+    for number in 1..chunks(total) {
+        let record = get(number)?.ok_or(Unreadable::Chunk(number))?;
+        whole.extend_from_slice(unseal(kind, &record)?);
+    }
+    if whole.len() == total { Ok(Some(whole.into())) } else { Err(Unreadable::Field("length").into()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! The spool on disk. (in work)
