@@ -182,4 +182,4 @@ impl actix_web::Responder for Failure {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

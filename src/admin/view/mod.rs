@@ -148,11 +148,13 @@ pub struct HealthView {
 impl Moment {
     /// `at_ms` as seen at `now_ms`, both wall time in milliseconds.
     pub fn new(at_ms: u64, now_ms: u64) -> Self {
-        let in_ms = i128::from(at_ms) - i128::from(now_ms);
-        Self {
-            at: Rfc3339(at_ms).to_string(),
-            in_seconds: i64::try_from(in_ms.div_euclid(1000)).unwrap_or(i64::MAX),
-        }
+        // Whole seconds; what is due in 0.1 s is not due yet.
+        let in_seconds = if at_ms > now_ms {
+            i64::try_from((at_ms - now_ms).div_ceil(1000)).unwrap_or(i64::MAX)
+        } else {
+            -i64::try_from((now_ms - at_ms) / 1000).unwrap_or(i64::MAX)
+        };
+        Self { at: Rfc3339(at_ms).to_string(), in_seconds }
     }
 }
 
@@ -276,7 +278,8 @@ fn backing_off(record: Option<&DestinationRecord>, retry_ms: u64, now_ms: u64) -
 }
 
 fn at(at_ms: u64, now_ms: u64) -> String {
-    format!("at {} (in {})", Rfc3339(at_ms), human_seconds(at_ms.saturating_sub(now_ms).div_ceil(1000)))
+    let moment = Moment::new(at_ms, now_ms);
+    format!("at {} (in {})", moment.at, human_seconds(moment.in_seconds.unsigned_abs()))
 }
 
 /// A number of seconds in its two largest units: `42s`, `5m 10s`, `2h 3m`, `4d 1h`.
@@ -292,4 +295,4 @@ pub fn human_seconds(seconds: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use crate::smtp::reply::EnhancedStatus;
 
 /// Noon of a day.
-const NOW: u64 = 1_700_049_600_000;
+pub(crate) const NOW: u64 = 1_700_049_600_000;
 const MINUTE: u64 = 60_000;
 
 fn recipient(address: &str) -> Recipient {
@@ -18,7 +18,7 @@ fn recipient(address: &str) -> Recipient {
     Recipient { destination: path.domain().clone(), path }
 }
 
-fn last(at_ms: u64, text: &str) -> LastReply {
+pub(crate) fn last(at_ms: u64, text: &str) -> LastReply {
     LastReply {
         at_ms,
         host: Some("mx.one.example[192.0.2.1]:25".to_owned()),
@@ -31,7 +31,7 @@ fn last(at_ms: u64, text: &str) -> LastReply {
     }
 }
 
-fn message(states: Vec<RecipientState>) -> StoredMessage {
+pub(crate) fn message(states: Vec<RecipientState>) -> StoredMessage {
     let envelope = Envelope {
         id: QueueId::from_parts(NOW - MINUTE, &[7; 10]),
         reverse_path: ReversePath::parse("sender@app.example").unwrap(),
@@ -45,7 +45,7 @@ fn message(states: Vec<RecipientState>) -> StoredMessage {
     StoredMessage { envelope: Arc::new(envelope), states }
 }
 
-fn queued(due_ms: u64) -> RecipientState {
+pub(crate) fn queued(due_ms: u64) -> RecipientState {
     RecipientState { due_ms, ..RecipientState::fresh(NOW) }
 }
 
@@ -76,7 +76,7 @@ fn each_recipient_tells_why_it_waits_and_when_it_is_tried_next() {
     let flying = || InMemory { in_flight: vec![0], ready: vec![] };
     let ready = || InMemory { in_flight: vec![], ready: vec![0] };
     let later = NOW + 5 * MINUTE;
-    check(queued(NOW - 1), None, nothing(), Some((K::Due, "due now")), Some(-1));
+    check(queued(NOW - 1), None, nothing(), Some((K::Due, "due now")), Some(0));
     check(queued(NOW - 1), None, flying(), Some((K::InFlight, "in flight: it is being attempted now")), None);
     check(queued(NOW), None, ready(), Some((K::Slot, "waiting for a connection slot")), Some(0));
     check(
