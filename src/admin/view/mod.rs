@@ -38,7 +38,7 @@ pub struct MessageSummary {
     pub to: Vec<String>,
     /// The most attempts that a waiting recipient has behind it.
     pub attempts: u32,
-    /// The earliest next attempt of a waiting recipient, by its own schedule.
+    /// The earliest next attempt of a waiting recipient, the back-off of its destination included.
     pub next_attempt: Option<Moment>,
     /// The latest reply to a waiting recipient.
     pub last_reply: Option<LastReplyView>,
@@ -170,26 +170,28 @@ impl LastReplyView {
 }
 
 impl MessageSummary {
-    /// The summary of a message.
-    pub fn new(message: &StoredMessage, now_ms: u64) -> Self {
+    /// The summary of a message, with the records of its recipients' destinations by recipient number.
+    pub fn new(message: &StoredMessage, destinations: &[Option<DestinationRecord>], now_ms: u64) -> Self {
         let envelope = &message.envelope;
-        let waiting = || message.states.iter().filter(|state| !state.status.is_settled());
-        let named = envelope.recipients.iter().zip(&message.states);
-        let last = waiting().filter_map(|state| state.last.as_ref()).max_by_key(|last| last.at_ms);
+        let all = envelope.recipients.iter().zip(&message.states).enumerate();
+        let waiting: Vec<_> = all.filter(|(_, (_, state))| !state.status.is_settled()).collect();
+        let states = || waiting.iter().map(|(_, (_, state))| *state);
+        let last = states().filter_map(|state| state.last.as_ref()).max_by_key(|last| last.at_ms);
+        let next = waiting.iter().map(|(number, (_, state))| {
+            state
+                .due_ms
+                .max(destinations.get(*number).and_then(Option::as_ref).map_or(0, |it| it.retry_at_ms))
+        });
         Self {
             id: envelope.id.to_string(),
             arrived: Moment::new(envelope.arrived_ms, now_ms),
             from: envelope.reverse_path.as_str().to_owned(),
             size: envelope.size,
             recipients: envelope.recipients.len(),
-            waiting: waiting().count(),
-            to: named
-                .filter(|(_, state)| !state.status.is_settled())
-                .take(NAMED)
-                .map(|(recipient, _)| recipient.path.as_str().to_owned())
-                .collect(),
-            attempts: waiting().map(|state| state.attempts).max().unwrap_or(0),
-            next_attempt: waiting().map(|state| state.due_ms).min().map(|due| Moment::new(due, now_ms)),
+            waiting: waiting.len(),
+            to: waiting.iter().take(NAMED).map(|(_, (to, _))| to.path.as_str().to_owned()).collect(),
+            attempts: states().map(|state| state.attempts).max().unwrap_or(0),
+            next_attempt: next.min().map(|next| Moment::new(next, now_ms)),
             last_reply: last.map(|last| LastReplyView::new(last, now_ms)),
         }
     }

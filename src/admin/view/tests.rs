@@ -114,11 +114,12 @@ fn a_summary_counts_only_who_still_waits() {
     states[0].last = Some(last(NOW - 2 * MINUTE, "older"));
     states[1].last = Some(last(NOW - MINUTE, "newer"));
     states[2].status = Status::Delivered;
-    let summary = MessageSummary::new(&message(states), NOW);
+    let backing_off = DestinationRecord { failures: 1, retry_at_ms: NOW + 90_000, last: None };
+    let summary = MessageSummary::new(&message(states), &[None, Some(backing_off), None], NOW);
     assert_eq!((summary.recipients, summary.waiting, summary.attempts), (3, 2, 4));
     assert_eq!(summary.to, ["r0@one.example", "r1@one.example"]);
     assert_eq!(summary.arrived.in_seconds, -60);
-    assert_eq!(summary.next_attempt.unwrap().in_seconds, 60);
+    assert_eq!(summary.next_attempt.unwrap().in_seconds, 90, "its destination backs off");
     assert_eq!(summary.last_reply.unwrap().text, "4.4.1 newer");
 }
 
