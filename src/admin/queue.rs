@@ -52,8 +52,7 @@ struct RecipientQuery {
 async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Json<QueuePage>, Failure> {
     let after = page.after.as_deref().map(queue_id).transpose()?;
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
-    let read = context.spool.read_async(move |spool| page_of(spool, after, limit));
-    let messages = read.await.map_err(unreadable)?;
+    let messages = read(&context, move |spool| page_of(spool, after, limit)).await?;
     let now_ms = context.clock.now_ms();
     let next =
         messages.last().filter(|_| messages.len() == limit).map(|(last, _)| last.envelope.id.to_string());
@@ -67,11 +66,11 @@ async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Jso
 async fn show(context: Data<AdminContext>, id: Path<String>) -> Result<Json<MessageView>, Failure> {
     let id = queue_id(&id)?;
     let memory = in_memory(&context, id).await;
-    let found = context.spool.read_async(move |spool| match spool.message(id)? {
+    let found = read(&context, move |spool| match spool.message(id)? {
         Some(message) => with_destinations(spool, message, &mut HashMap::new()).map(Some),
         None => Ok(None),
     });
-    let Some((message, destinations)) = found.await.map_err(unreadable)? else { return Err(unknown(id)) };
+    let (message, destinations) = found.await?.ok_or_else(|| unknown(id))?;
     Ok(Json(MessageView::new(&message, &destinations, &memory, context.clock.now_ms())))
 }
 
@@ -111,6 +110,18 @@ async fn in_memory(context: &AdminContext, id: QueueId) -> InMemory {
     match tokio::time::timeout(PATIENCE, context.queue.inspect.send(Inspect { id })).await {
         Ok(Ok(memory)) => memory,
         _ => InMemory::default(),
+    }
+}
+
+/// Reads on a thread of the spool's.
+async fn read<T: Send + 'static>(
+    context: &AdminContext,
+    job: impl FnOnce(&dyn Spool) -> Result<T, SpoolError> + Send + 'static,
+) -> Result<T, Failure> {
+    match context.spool.read_async(job).await {
+        Some(Ok(found)) => Ok(found),
+        Some(Err(error)) => Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        None => Err(Failure::unavailable()),
     }
 }
 
@@ -159,8 +170,4 @@ fn unknown(id: QueueId) -> Failure {
             "no message {id} (or no such recipient) is queued; it may have been delivered or bounced: see the mail log"
         ),
     )
-}
-
-fn unreadable(error: SpoolError) -> Failure {
-    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }

@@ -1,23 +1,21 @@
 //! The routes, asked over a real socket on loopback by the command line's own client.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use actix_web::dev::ServerHandle;
-use bytes::Bytes;
 
 use super::*;
 use crate::actors::queue::messages::{CommandResult, InMemory};
 use crate::admin::view::tests::{NOW, message, queued};
 use crate::cli::client::{Client, ClientError};
 use crate::clock::Clock;
-use crate::mail::envelope::StoredMessage;
+use crate::mail::envelope::{Content, StoredMessage};
 use crate::mail::id::QueueId;
-use crate::smtp::address::Domain;
-use crate::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError};
+use crate::spool::memory::MemorySpool;
+use crate::spool::{Op, Spool};
 
 /// A relay that is only its HTTP side: the spool holds `messages`, the Queue answers as told.
 pub(crate) struct FakeRelay {
@@ -51,7 +49,7 @@ impl FakeRelay {
                 let context = AdminContext {
                     metrics: metrics2,
                     health: health2,
-                    spool: front(FixedSpool(messages)),
+                    spool: spool(messages),
                     spool_path,
                     queue,
                     token,
@@ -88,8 +86,17 @@ impl Clock for StoppedClock {
     }
 }
 
-fn front(spool: FixedSpool) -> Front {
-    Front::new(Arc::new(spool))
+/// A spool that holds these messages.
+fn spool(messages: Vec<StoredMessage>) -> Front {
+    let spool = MemorySpool::new();
+    for StoredMessage { envelope, states } in messages {
+        let content = Content::Memory(vec![b'x'; 4096].into());
+        let id = envelope.id;
+        let states = (0_u16..).zip(states).map(|(number, state)| Op::PutRecipient(id, number, state));
+        let ops: Vec<_> = [Op::PutMessage(envelope, content)].into_iter().chain(states).collect();
+        spool.commit(&ops).unwrap();
+    }
+    Front::inline(Arc::new(spool))
 }
 
 /// Answers the API's messages; an `Observe` counts, or is never answered when `stuck`.
@@ -129,60 +136,6 @@ impl Handler<Observe> for FakeQueue {
 
     fn handle(&mut self, _: Observe, _: &mut Context<Self>) -> ResponseFuture<()> {
         if self.stuck { Box::pin(std::future::pending()) } else { Box::pin(std::future::ready(())) }
-    }
-}
-
-/// A spool that holds the same messages for ever.
-struct FixedSpool(Vec<StoredMessage>);
-
-impl Spool for FixedSpool {
-    fn commit(&self, _: &[Op]) -> Result<(), SpoolError> {
-        Ok(())
-    }
-
-    fn due(&self, _: &Domain, _: u64, _: &HashSet<(QueueId, u16)>, _: usize) -> Result<DuePage, SpoolError> {
-        Ok(DuePage::default())
-    }
-
-    fn wakes(&self, _: usize) -> Result<Vec<(u64, Domain)>, SpoolError> {
-        Ok(Vec::new())
-    }
-
-    fn deadlines(&self, _: Option<(u64, QueueId)>, _: usize) -> Result<Vec<(u64, QueueId)>, SpoolError> {
-        Ok(Vec::new())
-    }
-
-    fn message(&self, id: QueueId) -> Result<Option<StoredMessage>, SpoolError> {
-        Ok(self.0.iter().find(|message| message.envelope.id == id).cloned())
-    }
-
-    fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError> {
-        let later = self.0.iter().filter(|message| Some(message.envelope.id) > after);
-        Ok(later.take(limit).cloned().collect())
-    }
-
-    fn content(&self, _: QueueId) -> Result<Bytes, SpoolError> {
-        Ok(Bytes::new())
-    }
-
-    fn destination(&self, _: &Domain) -> Result<Option<DestinationRecord>, SpoolError> {
-        Ok(None)
-    }
-
-    fn destinations(
-        &self,
-        _: Option<&Domain>,
-        _: usize,
-    ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
-        Ok(Vec::new())
-    }
-
-    fn counters(&self) -> Result<Counters, SpoolError> {
-        Ok(Counters::default())
-    }
-
-    fn syncs(&self) -> u64 {
-        0
     }
 }
 
