@@ -1,3 +1,4 @@
+//! Why recipients wait, as a table, and how lists and times read.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
