@@ -5,7 +5,7 @@ pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
-//pub mod embed;
+pub mod embed;
 pub mod log;
 pub mod mail;
 pub mod maillog;

@@ -162,7 +162,7 @@ fn write_batch(out: &mut dyn Write, mut batch: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => batch = &batch[count..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(GATHER),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::park_timeout(GATHER),
             Err(error) => return Err(error),
         }
     }

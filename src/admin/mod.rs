@@ -50,7 +50,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 100;
 
 /// What the HTTP side knows.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AdminContext {
     /// Served at `/metrics`.
     pub metrics: Arc<Metrics>,
@@ -182,4 +182,4 @@ impl actix_web::Responder for Failure {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

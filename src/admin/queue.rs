@@ -1,5 +1,7 @@
 //! `/api/queue`: list, show, retry, remove.
 
+use std::collections::HashMap;
+
 use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, Json, Path, Query};
@@ -11,6 +13,7 @@ use super::{AdminContext, Failure, PATIENCE, guard};
 use crate::actors::queue::messages::{Command, CommandResult, CommandVerb, InMemory, Inspect};
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
+use crate::smtp::address::Domain;
 use crate::spool::{DestinationRecord, Spool, SpoolError};
 
 /// Messages on a page when nothing is said, and at most.
@@ -49,21 +52,25 @@ struct RecipientQuery {
 async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Json<QueuePage>, Failure> {
     let after = page.after.as_deref().map(queue_id).transpose()?;
     let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
-    let messages =
-        context.spool.read_async(move |spool| spool.list(after, limit)).await;
-    let messages = messages.ok_or_else(stopping)?.map_err(unreadable)?;
+    let messages = read(&context, move |spool| page_of(spool, after, limit)).await?;
     let now_ms = context.clock.now_ms();
-    let next = messages.last().filter(|_| messages.len() == limit).map(|last| last.envelope.id.to_string());
-    let messages = messages.iter().map(|message| MessageSummary::new(message, now_ms)).collect();
+    let next =
+        messages.last().filter(|_| messages.len() == limit).map(|(last, _)| last.envelope.id.to_string());
+    let messages = messages
+        .iter()
+        .map(|(message, destinations)| MessageSummary::new(message, destinations, now_ms))
+        .collect();
     Ok(Json(QueuePage { messages, next }))
 }
 
 async fn show(context: Data<AdminContext>, id: Path<String>) -> Result<Json<MessageView>, Failure> {
     let id = queue_id(&id)?;
     let memory = in_memory(&context, id).await;
-    let found = context.spool.read_async(move |spool| with_destinations(spool, id)).await;
-    let found = found.ok_or_else(stopping)?.map_err(unreadable)?;
-    let Some((message, destinations)) = found else { return Err(unknown(id)) };
+    let found = read(&context, move |spool| match spool.message(id)? {
+        Some(message) => with_destinations(spool, message, &mut HashMap::new()).map(Some),
+        None => Ok(None),
+    });
+    let (message, destinations) = found.await?.ok_or_else(|| unknown(id))?;
     Ok(Json(MessageView::new(&message, &destinations, &memory, context.clock.now_ms())))
 }
 
@@ -106,15 +113,50 @@ async fn in_memory(context: &AdminContext, id: QueueId) -> InMemory {
     }
 }
 
+/// Reads on a thread of the spool's.
+async fn read<T: Send + 'static>(
+    context: &AdminContext,
+    job: impl FnOnce(&dyn Spool) -> Result<T, SpoolError> + Send + 'static,
+) -> Result<T, Failure> {
+    match context.spool.read_async(job).await {
+        Some(Ok(found)) => Ok(found),
+        Some(Err(error)) => Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        None => Err(Failure::unavailable()),
+    }
+}
+
 type WithDestinations = (StoredMessage, Vec<Option<DestinationRecord>>);
 
-/// A message and, for each recipient, the record of its destination.
-fn with_destinations(spool: &dyn Spool, id: QueueId) -> Result<Option<WithDestinations>, SpoolError> {
-    let Some(message) = spool.message(id)? else { return Ok(None) };
-    let records = message.envelope.recipients.iter();
-    let records =
-        records.map(|recipient| spool.destination(&recipient.destination)).collect::<Result<_, _>>()?;
-    Ok(Some((message, records)))
+/// A page of messages with the records of their destinations.
+fn page_of(
+    spool: &dyn Spool,
+    after: Option<QueueId>,
+    limit: usize,
+) -> Result<Vec<WithDestinations>, SpoolError> {
+    let mut seen = HashMap::new();
+    let messages = spool.list(after, limit)?.into_iter();
+    messages.map(|message| with_destinations(spool, message, &mut seen)).collect()
+}
+
+/// A message and, for each recipient, the record of its destination; `seen` spares reading one twice.
+fn with_destinations(
+    spool: &dyn Spool,
+    message: StoredMessage,
+    seen: &mut HashMap<Domain, Option<DestinationRecord>>,
+) -> Result<WithDestinations, SpoolError> {
+    let mut records = Vec::with_capacity(message.envelope.recipients.len());
+    for recipient in &message.envelope.recipients {
+        let record = match seen.get(&recipient.destination) {
+            Some(record) => record.clone(),
+            None => {
+                let record = spool.destination(&recipient.destination)?;
+                seen.insert(recipient.destination.clone(), record.clone());
+                record
+            }
+        };
+        records.push(record);
+    }
+    Ok((message, records))
 }
 
 fn queue_id(text: &str) -> Result<QueueId, Failure> {
@@ -128,12 +170,4 @@ fn unknown(id: QueueId) -> Failure {
             "no message {id} (or no such recipient) is queued; it may have been delivered or bounced: see the mail log"
         ),
     )
-}
-
-fn stopping() -> Failure {
-    Failure::unavailable()
-}
-
-fn unreadable(error: SpoolError) -> Failure {
-    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }

@@ -11,10 +11,11 @@
 //! | 130 | a second signal ended the relay while it was draining |
 
 pub mod check;
+pub mod client;
 pub mod config;
+pub mod queue;
+pub mod serve;
 pub mod summary;
-// merge: `pub mod serve;` (with embed::Server), `pub mod client; pub mod queue;` (branch watch), `pub mod demo;` (branch
-// mail); then the lines marked so below.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -47,7 +48,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    // merge: Serve, Demo, Queue(queue::QueueArgs)
+    /// Run the relay (what happens without a verb)
+    Serve,
+    /// Look into the queue of the running relay, and change it
+    Queue(queue::QueueArgs),
     /// Say every problem of the configuration, or what would run
     Check,
     /// Print a configuration file with every key, its meaning and its default
@@ -59,12 +63,10 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let read = || load::load(self.config.as_deref(), load::environment());
         match self.verb {
-            // merge: None | Some(Verb::Serve) => with_config(read(), serve::run),
-            // merge: Some(Verb::Demo) => demo::run(),
-            // merge: Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
+            None | Some(Verb::Serve) => with_config(read(), serve::run),
+            Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
             Some(Verb::Config) => config::run(),
-            // merge: without None, which is Serve.
-            None | Some(Verb::Check) => check::run(read()),
+            Some(Verb::Check) => check::run(read()),
         }
     }
 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod clients;
+mod dashboards;
 mod dns;
 mod drain;
 mod output;

@@ -38,7 +38,7 @@ pub struct MessageSummary {
     pub to: Vec<String>,
     /// The most attempts that a waiting recipient has behind it.
     pub attempts: u32,
-    /// The earliest next attempt of a waiting recipient, by its own schedule.
+    /// The earliest next attempt of a waiting recipient, the back-off of its destination included.
     pub next_attempt: Option<Moment>,
     /// The latest reply to a waiting recipient.
     pub last_reply: Option<LastReplyView>,
@@ -148,11 +148,13 @@ pub struct HealthView {
 impl Moment {
     /// `at_ms` as seen at `now_ms`, both wall time in milliseconds.
     pub fn new(at_ms: u64, now_ms: u64) -> Self {
-        let in_ms = i128::from(at_ms) - i128::from(now_ms);
-        Self {
-            at: Rfc3339(at_ms).to_string(),
-            in_seconds: i64::try_from(in_ms.div_euclid(1000)).unwrap_or(i64::MAX),
-        }
+        // Whole seconds; what is due in 0.1 s is not due yet.
+        let in_seconds = if at_ms > now_ms {
+            i64::try_from((at_ms - now_ms).div_ceil(1000)).unwrap_or(i64::MAX)
+        } else {
+            -i64::try_from((now_ms - at_ms) / 1000).unwrap_or(i64::MAX)
+        };
+        Self { at: Rfc3339(at_ms).to_string(), in_seconds }
     }
 }
 
@@ -168,26 +170,28 @@ impl LastReplyView {
 }
 
 impl MessageSummary {
-    /// The summary of a message.
-    pub fn new(message: &StoredMessage, now_ms: u64) -> Self {
+    /// The summary of a message, with the records of its recipients' destinations by recipient number.
+    pub fn new(message: &StoredMessage, destinations: &[Option<DestinationRecord>], now_ms: u64) -> Self {
         let envelope = &message.envelope;
-        let waiting = || message.states.iter().filter(|state| !state.status.is_settled());
-        let named = envelope.recipients.iter().zip(&message.states);
-        let last = waiting().filter_map(|state| state.last.as_ref()).max_by_key(|last| last.at_ms);
+        let all = envelope.recipients.iter().zip(&message.states).enumerate();
+        let waiting: Vec<_> = all.filter(|(_, (_, state))| !state.status.is_settled()).collect();
+        let states = || waiting.iter().map(|(_, (_, state))| *state);
+        let last = states().filter_map(|state| state.last.as_ref()).max_by_key(|last| last.at_ms);
+        let next = waiting.iter().map(|(number, (_, state))| {
+            state
+                .due_ms
+                .max(destinations.get(*number).and_then(Option::as_ref).map_or(0, |it| it.retry_at_ms))
+        });
         Self {
             id: envelope.id.to_string(),
             arrived: Moment::new(envelope.arrived_ms, now_ms),
             from: envelope.reverse_path.as_str().to_owned(),
             size: envelope.size,
             recipients: envelope.recipients.len(),
-            waiting: waiting().count(),
-            to: named
-                .filter(|(_, state)| !state.status.is_settled())
-                .take(NAMED)
-                .map(|(recipient, _)| recipient.path.as_str().to_owned())
-                .collect(),
-            attempts: waiting().map(|state| state.attempts).max().unwrap_or(0),
-            next_attempt: waiting().map(|state| state.due_ms).min().map(|due| Moment::new(due, now_ms)),
+            waiting: waiting.len(),
+            to: waiting.iter().take(NAMED).map(|(_, (to, _))| to.path.as_str().to_owned()).collect(),
+            attempts: states().map(|state| state.attempts).max().unwrap_or(0),
+            next_attempt: next.min().map(|next| Moment::new(next, now_ms)),
             last_reply: last.map(|last| LastReplyView::new(last, now_ms)),
         }
     }
@@ -276,7 +280,8 @@ fn backing_off(record: Option<&DestinationRecord>, retry_ms: u64, now_ms: u64) -
 }
 
 fn at(at_ms: u64, now_ms: u64) -> String {
-    format!("at {} (in {})", Rfc3339(at_ms), human_seconds(at_ms.saturating_sub(now_ms).div_ceil(1000)))
+    let moment = Moment::new(at_ms, now_ms);
+    format!("at {} (in {})", moment.at, human_seconds(moment.in_seconds.unsigned_abs()))
 }
 
 /// A number of seconds in its two largest units: `42s`, `5m 10s`, `2h 3m`, `4d 1h`.
@@ -292,4 +297,4 @@ pub fn human_seconds(seconds: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,3 +1,4 @@
+//! Why recipients wait, as a table, and how lists and times read.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use crate::smtp::address::{ForwardPath, Mailbox, ReversePath};
 use crate::smtp::reply::EnhancedStatus;
 
 /// Noon of a day.
-const NOW: u64 = 1_700_049_600_000;
+pub(crate) const NOW: u64 = 1_700_049_600_000;
 const MINUTE: u64 = 60_000;
 
 fn recipient(address: &str) -> Recipient {
@@ -18,7 +19,7 @@ fn recipient(address: &str) -> Recipient {
     Recipient { destination: path.domain().clone(), path }
 }
 
-fn last(at_ms: u64, text: &str) -> LastReply {
+pub(crate) fn last(at_ms: u64, text: &str) -> LastReply {
     LastReply {
         at_ms,
         host: Some("mx.one.example[192.0.2.1]:25".to_owned()),
@@ -31,7 +32,7 @@ fn last(at_ms: u64, text: &str) -> LastReply {
     }
 }
 
-fn message(states: Vec<RecipientState>) -> StoredMessage {
+pub(crate) fn message(states: Vec<RecipientState>) -> StoredMessage {
     let envelope = Envelope {
         id: QueueId::from_parts(NOW - MINUTE, &[7; 10]),
         reverse_path: ReversePath::parse("sender@app.example").unwrap(),
@@ -45,7 +46,7 @@ fn message(states: Vec<RecipientState>) -> StoredMessage {
     StoredMessage { envelope: Arc::new(envelope), states }
 }
 
-fn queued(due_ms: u64) -> RecipientState {
+pub(crate) fn queued(due_ms: u64) -> RecipientState {
     RecipientState { due_ms, ..RecipientState::fresh(NOW) }
 }
 
@@ -76,7 +77,7 @@ fn each_recipient_tells_why_it_waits_and_when_it_is_tried_next() {
     let flying = || InMemory { in_flight: vec![0], ready: vec![] };
     let ready = || InMemory { in_flight: vec![], ready: vec![0] };
     let later = NOW + 5 * MINUTE;
-    check(queued(NOW - 1), None, nothing(), Some((K::Due, "due now")), Some(-1));
+    check(queued(NOW - 1), None, nothing(), Some((K::Due, "due now")), Some(0));
     check(queued(NOW - 1), None, flying(), Some((K::InFlight, "in flight: it is being attempted now")), None);
     check(queued(NOW), None, ready(), Some((K::Slot, "waiting for a connection slot")), Some(0));
     check(
@@ -114,11 +115,12 @@ fn a_summary_counts_only_who_still_waits() {
     states[0].last = Some(last(NOW - 2 * MINUTE, "older"));
     states[1].last = Some(last(NOW - MINUTE, "newer"));
     states[2].status = Status::Delivered;
-    let summary = MessageSummary::new(&message(states), NOW);
+    let backing_off = DestinationRecord { failures: 1, retry_at_ms: NOW + 90_000, last: None };
+    let summary = MessageSummary::new(&message(states), &[None, Some(backing_off), None], NOW);
     assert_eq!((summary.recipients, summary.waiting, summary.attempts), (3, 2, 4));
     assert_eq!(summary.to, ["r0@one.example", "r1@one.example"]);
     assert_eq!(summary.arrived.in_seconds, -60);
-    assert_eq!(summary.next_attempt.unwrap().in_seconds, 60);
+    assert_eq!(summary.next_attempt.unwrap().in_seconds, 90, "its destination backs off");
     assert_eq!(summary.last_reply.unwrap().text, "4.4.1 newer");
 }
 

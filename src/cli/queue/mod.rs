@@ -1,0 +1,263 @@
+//! `posthaste queue`: what waits, why, and what to do about it, asked of the running relay.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::client::{Client, ClientError};
+use crate::actors::queue::messages::CommandResult;
+use crate::admin::view::{
+    LastReplyView, MessageSummary, MessageView, Moment, QueuePage, RecipientView, human_seconds,
+};
+use crate::config::Config;
+use crate::config::units::format_size;
+use crate::mail::id::QueueId;
+
+/// Messages that one request asks for.
+const PAGE: usize = 1000;
+/// Widest column for text that has no limit of its own, in characters.
+const COLUMN_MAX: usize = 60;
+
+/// Arguments of `posthaste queue`.
+#[derive(Clone, Debug, Args)]
+pub struct QueueArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: QueueVerb,
+    /// Print the API's JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The verbs of `posthaste queue`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum QueueVerb {
+    /// List queued messages, oldest first
+    List {
+        /// How many messages at most
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+        /// Begin after this queue id
+        #[arg(long, value_name = "ID")]
+        after: Option<QueueId>,
+    },
+    /// Show one message: for each recipient why it waits, the last reply and the next attempt
+    Show {
+        /// The queue id, as `queue list` and the mail log show it
+        id: QueueId,
+    },
+    /// Make the next attempt due now, whatever the schedule says
+    Retry(OneMessage),
+    /// Remove from the queue without telling the sender
+    Remove(OneMessage),
+}
+
+/// A message, or one of its recipients.
+#[derive(Clone, Debug, Args)]
+pub struct OneMessage {
+    /// The queue id, as `queue list` and the mail log show it
+    pub id: QueueId,
+    /// Only this recipient, by the number that `queue show` gives
+    #[arg(long, value_name = "NUMBER")]
+    pub recipient: Option<u16>,
+}
+
+/// Runs `posthaste queue`: prints to standard output, complains on standard error; the code is 1 when it failed.
+pub fn run(args: QueueArgs, config: &Config) -> ExitCode {
+    match answer(&args, config) {
+        Ok(text) => match io::stdout().lock().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        },
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "posthaste: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is printed.
+fn answer(args: &QueueArgs, config: &Config) -> Result<String, ClientError> {
+    let client = Client::new(config.http.address).with_token(&config.spool.path)?;
+    match &args.verb {
+        QueueVerb::List { limit, after } => {
+            let page = list(&client, *after, *limit)?;
+            Ok(if args.json { json(&page) } else { page_text(&page) })
+        }
+        QueueVerb::Show { id } => {
+            let message: MessageView = client.json("GET", &format!("/api/queue/{id}"))?;
+            Ok(if args.json { json(&message) } else { message_text(&message) })
+        }
+        QueueVerb::Retry(which) => {
+            let result = client.json("POST", &path(which, "/retry"))?;
+            Ok(if args.json { json(&result) } else { command_text(&result, "due now", "be due at once") })
+        }
+        QueueVerb::Remove(which) => {
+            let result = client.json("DELETE", &path(which, ""))?;
+            Ok(if args.json { json(&result) } else { command_text(&result, "removed", "be removed") })
+        }
+    }
+}
+
+fn path(which: &OneMessage, verb: &str) -> String {
+    let query = which.recipient.map(|number| format!("?recipient={number}")).unwrap_or_default();
+    format!("/api/queue/{}{verb}{query}", which.id)
+}
+
+/// Asks for as many pages as `limit` needs.
+fn list(client: &Client, after: Option<QueueId>, limit: usize) -> Result<QueuePage, ClientError> {
+    let mut all = QueuePage { messages: Vec::new(), next: after.map(|id| id.to_string()) };
+    loop {
+        let left = limit - all.messages.len();
+        let after = all.next.take().map(|id| format!("&after={id}")).unwrap_or_default();
+        let page: QueuePage =
+            client.json("GET", &format!("/api/queue?limit={}{after}", left.clamp(1, PAGE)))?;
+        all.messages.extend(page.messages.into_iter().take(left));
+        all.next = page.next;
+        if all.next.is_none() || all.messages.len() >= limit {
+            return Ok(all);
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    // Views are structs of strings and numbers: they always have a JSON form.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+fn page_text(page: &QueuePage) -> String {
+    if page.messages.is_empty() {
+        return "the queue is empty\n".to_owned();
+    }
+    let header = ["ID", "AGE", "SIZE", "TRIES", "NEXT", "FROM", "TO", "LAST REPLY"].map(str::to_owned);
+    let rows: Vec<_> = [header].into_iter().chain(page.messages.iter().map(row)).collect();
+    let mut text = table(&rows);
+    if let Some(next) = &page.next {
+        let _ = writeln!(text, "there may be more: posthaste queue list --after {next}");
+    }
+    text
+}
+
+fn row(message: &MessageSummary) -> [String; 8] {
+    let more = message.waiting.saturating_sub(1);
+    let first = message.to.first().map_or("", String::as_str);
+    [
+        message.id.clone(),
+        human_seconds(message.arrived.in_seconds.unsigned_abs()),
+        format_size_short(message.size),
+        message.attempts.to_string(),
+        message.next_attempt.as_ref().map_or_else(String::new, due),
+        format!("<{}>", message.from),
+        if more == 0 { format!("<{first}>") } else { format!("<{first}> +{more}") },
+        message.last_reply.as_ref().map_or_else(String::new, |last| last.text.clone()),
+    ]
+}
+
+fn due(moment: &Moment) -> String {
+    if moment.in_seconds <= 0 { "now".to_owned() } else { human_seconds(moment.in_seconds.unsigned_abs()) }
+}
+
+/// A size to one KiB or MiB.
+fn format_size_short(bytes: u64) -> String {
+    let unit = [1 << 30, 1 << 20, 1 << 10].into_iter().find(|unit| bytes >= *unit).unwrap_or(1);
+    format_size(bytes / unit * unit)
+}
+
+/// Columns two blanks apart, each as wide as its widest cell.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<_> =
+        rows.iter().map(|row| row.each_ref().map(|cell| printable(cell, COLUMN_MAX))).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    text
+}
+
+/// What a remote said may not steer the terminal.
+fn printable(text: &str, max: usize) -> String {
+    let clean = text.chars().map(|char| if char.is_control() { '?' } else { char });
+    if text.chars().count() <= max {
+        return clean.collect();
+    }
+    clean.take(max - 1).chain(['…']).collect()
+}
+
+fn message_text(message: &MessageView) -> String {
+    let all = |text: &str| printable(text, usize::MAX);
+    let mut text = format!(
+        "message   {}\nfrom      <{}>\narrived   {}\nsize      {} bytes\norigin    {}\n",
+        message.id,
+        all(&message.from),
+        when(&message.arrived),
+        message.size,
+        all(&message.origin),
+    );
+    for recipient in &message.recipients {
+        text.push('\n');
+        recipient_text(&mut text, recipient);
+    }
+    text
+}
+
+fn recipient_text(text: &mut String, recipient: &RecipientView) {
+    let attempts = match recipient.attempts {
+        1 => "1 attempt".to_owned(),
+        count => format!("{count} attempts"),
+    };
+    let mut line = |key: &str, value: String| {
+        let _ = writeln!(text, "{key:<14}{}", printable(&value, usize::MAX));
+    };
+    line(&format!("recipient {}", recipient.number), format!("<{}>", recipient.address));
+    line("  destination", recipient.destination.clone());
+    line("  status", format!("{}, {attempts}", recipient.status));
+    if let Some(waiting) = &recipient.waiting {
+        line("  waits", waiting.text.clone());
+    }
+    if let Some(next) = &recipient.next_attempt {
+        line("  next", when(next));
+    }
+    if let Some(last) = &recipient.last_reply {
+        line("  last reply", last_text(last));
+    }
+}
+
+fn last_text(last: &LastReplyView) -> String {
+    let host = last.host.as_ref().map(|host| format!(", {host}")).unwrap_or_default();
+    format!("{} ({}{host})", last.text, when(&last.at))
+}
+
+fn when(moment: &Moment) -> String {
+    let distance = human_seconds(moment.in_seconds.unsigned_abs());
+    if moment.in_seconds > 0 {
+        format!("{} (in {distance})", moment.at)
+    } else {
+        format!("{} ({distance} ago)", moment.at)
+    }
+}
+
+fn command_text(result: &CommandResult, done: &str, follows: &str) -> String {
+    let CommandResult::Done { recipients, in_flight } = *result else {
+        return "nothing was done\n".to_owned();
+    };
+    let count =
+        |number: u32| if number == 1 { "1 recipient".to_owned() } else { format!("{number} recipients") };
+    let mut text = format!("{} {done}\n", count(recipients));
+    if in_flight > 0 {
+        let _ = writeln!(
+            text,
+            "{} in flight: will {follows} when the attempt reports, unless it is delivered",
+            count(in_flight)
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
