@@ -6,8 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::mail::envelope::Envelope;
+use crate::mail::envelope::{ContentPlace, Envelope};
 use crate::spool::SpoolError;
+use crate::spool::content::ContentFile;
+use crate::spool::front::Front;
+
+/// Bytes of a file that are read at once.
+const PIECE: usize = 256 << 10;
 
 /// Reads stored content; the spool's readers implement it.
 pub trait ContentSource: Send + Sync + 'static {
@@ -42,4 +47,66 @@ pub trait PieceReader: Send {
     /// # Errors
     /// Those of the file.
     fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Bytes>>>;
+}
+
+/// Content as the spool holds it, read by the spool's threads.
+#[derive(Clone, Debug)]
+pub struct SpoolContent {
+    front: Front,
+}
+
+impl SpoolContent {
+    /// Content of this spool.
+    pub fn new(front: Front) -> Self {
+        Self { front }
+    }
+}
+
+impl ContentSource for SpoolContent {
+    fn load(&self, envelope: Arc<Envelope>) -> BoxFuture<'static, Result<Loaded, SpoolError>> {
+        let front = self.front.clone();
+        Box::pin(async move {
+            match envelope.place.clone() {
+                ContentPlace::Database => {
+                    let id = envelope.id;
+                    let read = front.read_async(move |spool| spool.content(id)).await;
+                    read.unwrap_or_else(|| Err(unreadable(&envelope, "the spool's threads are gone"))).map(Loaded::Whole)
+                }
+                ContentPlace::File(name) => {
+                    let file = match front.file_job(move |files| files.open(&name)).await {
+                        Some(Ok(file)) => file,
+                        Some(Err(error)) => return Err(unreadable(&envelope, &error.to_string())),
+                        None => return Err(unreadable(&envelope, "the spool's threads are gone")),
+                    };
+                    Ok(Loaded::File(Box::new(FileReader { front, file: Some(file) })))
+                }
+            }
+        })
+    }
+}
+
+fn unreadable(envelope: &Envelope, reason: &str) -> SpoolError {
+    SpoolError::Damaged { what: format!("the content of {}", envelope.id), reason: reason.to_owned() }
+}
+
+struct FileReader {
+    front: Front,
+    /// With the pool while a piece is read.
+    file: Option<ContentFile>,
+}
+
+impl PieceReader for FileReader {
+    fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Bytes>>> {
+        Box::pin(async move {
+            let gone = || io::Error::other("the spool's threads are gone");
+            let mut file = self.file.take().ok_or_else(gone)?;
+            let job = move |_: &_| {
+                let piece = file.read_piece(PIECE);
+                (file, piece)
+            };
+            let (file, piece) = self.front.file_job(job).await.ok_or_else(gone)?;
+            self.file = Some(file);
+            piece
+        })
+    }
 }

@@ -25,7 +25,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actix::{Actor, Context, Handler};
+use actix::{Actor, Context, Handler, Recipient};
 use tokio::sync::watch;
 
 use crate::clock::SharedClock;
@@ -33,12 +33,13 @@ use crate::config::DeliveryConfig;
 use crate::metrics::Metrics;
 use crate::route::plan::PlanSettings;
 use crate::route::resolver::Resolve;
+use crate::route::table::Route;
 use crate::smtp::address::Domain;
 use crate::tls::TlsClients;
-use content::ContentSource;
+pub use content::{ContentSource, SpoolContent};
 use messages::{Abort, Attempt, Drain};
 use pool::Pool;
-use slots::AddressSlots;
+pub use slots::AddressSlots;
 
 /// What every delivery works with.
 pub struct DeliveryContext {
@@ -66,6 +67,23 @@ impl std::fmt::Debug for DeliveryContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DeliveryContext").field("hostname", &self.hostname).finish_non_exhaustive()
     }
+}
+
+/// How the Queue reaches one Delivery. Dropping it lets the Delivery end.
+#[derive(Clone, Debug)]
+pub struct DeliveryHandle {
+    /// Takes attempts.
+    pub attempt: Recipient<messages::Attempt>,
+    /// Takes the notice that the relay drains.
+    pub drain: Recipient<messages::Drain>,
+    /// Takes the notice that the drain time is over.
+    pub abort: Recipient<messages::Abort>,
+}
+
+/// Starts Delivery actors; the Queue knows no more of them.
+pub trait Deliveries: Send + 'static {
+    /// Starts the Delivery of a destination.
+    fn start(&self, destination: &Domain, route: &Route) -> DeliveryHandle;
 }
 
 /// Sends the mail of one destination.
