@@ -8,6 +8,8 @@ pub mod embed;
 pub mod mail;
 pub mod maillog;
 pub mod metrics;
+#[path = "../migrations/mod.rs"]
+pub mod migrations;
 pub mod route;
 pub mod schedule;
 pub mod smtp;
