@@ -10,6 +10,8 @@ pub mod log;
 pub mod mail;
 pub mod maillog;
 pub mod metrics;
+#[path = "../migrations/mod.rs"]
+pub mod migrations;
 pub mod route;
 pub mod schedule;
 pub mod sink;

@@ -180,3 +180,72 @@ impl ContentFile {
         Ok((filled > 0).then(|| piece.freeze()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemorySpool;
+    use super::super::suite::{arrival, envelope, id, recipient};
+    use super::*;
+
+    fn files() -> (tempfile::TempDir, ContentFiles) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = ContentFiles::new(folder.path().to_owned());
+        (folder, files)
+    }
+
+    fn names(files: &ContentFiles) -> usize {
+        fs::read_dir(files.folder()).expect("a folder").count()
+    }
+
+    #[test]
+    fn a_finished_file_reads_back_in_pieces() {
+        let (_folder, files) = files();
+        let before = sync::other_syncs();
+        let mut writer = files.create(id(1), "run1").expect("a file");
+        writer.write(b"hello ").and_then(|()| writer.write(b"world")).expect("written");
+        let (name, size) = writer.finish().expect("finished");
+        assert_eq!((name.as_str(), size), (format!("{}.run1", id(1)).as_str(), 11));
+        assert!(sync::other_syncs() >= before + 2, "the file and its folder");
+        let mut file = files.open(&name).expect("opens");
+        for piece in [&b"hell"[..], b"o wo", b"rld"] {
+            assert_eq!(file.read_piece(4).expect("read").as_deref(), Some(piece));
+        }
+        assert_eq!(file.read_piece(4).expect("read"), None);
+        files.remove(&name).and_then(|()| files.remove(&name)).expect("twice is fine");
+        assert_eq!(names(&files), 0);
+    }
+
+    #[test]
+    fn an_abandoned_file_is_removed() {
+        let (_folder, files) = files();
+        let writer = files.create(id(1), "run1").expect("a file");
+        assert_eq!(names(&files), 1);
+        drop(writer);
+        assert_eq!(names(&files), 0);
+    }
+
+    #[test]
+    fn a_name_never_leads_out_of_the_folder() {
+        let (_folder, files) = files();
+        let id = id(1);
+        for name in ["../db", "db", "", &format!("{id}."), &format!("{id}./../db"), &format!("{id}.a/b")] {
+            let error = files.open(name).map(drop).expect_err(name);
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");
+            assert!(files.remove(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_sweep_removes_only_files_of_earlier_runs_that_no_message_names() {
+        let (_folder, files) = files();
+        let spool = MemorySpool::new();
+        spool.commit(&arrival(&envelope(1, 1, vec![recipient("x@a.example")]))).expect("committed");
+        for (number, instance) in [(1, "old"), (2, "old"), (3, "now")] {
+            files.create(id(number), instance).and_then(ContentWriter::finish).expect("a file");
+        }
+        fs::write(files.folder().join("not.ours"), b"").expect("written");
+        assert_eq!(files.sweep(&spool, "now").expect("swept"), 1);
+        assert_eq!(names(&files), 3);
+        assert!(files.open(&format!("{}.old", id(2))).is_err());
+    }
+}

@@ -1,1 +1,0 @@
-//! The spool on disk. (in work)

@@ -1,0 +1,117 @@
+//! The spool on disk: one sled tree, every commit one batch and one sync.
+//!
+//! LAW: one thread writes ([`super::front`]), with `apply_batch` and a blocking `flush`; never `flush_async`, watchers or
+//! transactions. A failed write or sync is final: from then on every commit is refused.
+//!
+//! What the two calls hold (sled 0.34.7, `concurrency_control.rs`): `apply_batch` takes a process-wide write lock, `flush`
+//! and every single read its read side. So reads wait while a batch is applied (memory only), not while it is synced;
+//! but once every `flush_every_ms` sled's own thread may sync with the read side held: then a batch waits for it, and
+//! reads wait behind the batch, for one sync at most.
+//!
+//! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours.
+
+mod open;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use sled::{Batch, IVec};
+
+use super::SpoolError;
+use super::content::ContentFiles;
+use super::database::{Change, Database, Tree, Visit};
+use super::sync::{self, Watch};
+
+/// The spool on disk. Dropping it closes the database and gives the folder free.
+pub type SledSpool = Database<SledTree>;
+
+/// The records of a [`SledSpool`].
+pub struct SledTree {
+    // Dropped in this order: sled writes its last bytes under our watch and our lock.
+    db: sled::Db,
+    watch: Watch,
+    /// Why nothing more is written.
+    failed: OnceLock<String>,
+    folder: PathBuf,
+    instance: String,
+    _lock: File,
+}
+
+impl SledSpool {
+    /// The folder, absolute.
+    pub fn folder(&self) -> &Path {
+        &self.tree.folder
+    }
+
+    /// The instance id of this run.
+    pub fn instance(&self) -> &str {
+        &self.tree.instance
+    }
+
+    /// The content files beside the database.
+    pub fn files(&self) -> ContentFiles {
+        ContentFiles::new(self.tree.folder.join(open::CONTENT))
+    }
+}
+
+impl Tree for SledTree {
+    const FILES: bool = true;
+
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
+        self.db.get(key).map_err(|error| trouble(&self.folder, error))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
+        if from >= to {
+            return Ok(());
+        }
+        for pair in self.db.range(from..to) {
+            let (key, value) = pair.map_err(|error| trouble(&self.folder, error))?;
+            if !visit(&key, &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, changes: Vec<Change>) -> Result<(), SpoolError> {
+        if let Some(why) = self.failed.get() {
+            return Err(SpoolError::Closed(why.clone()));
+        }
+        // A batch is a map, so of several changes of one key the last counts.
+        let mut batch = Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        let written = self.db.apply_batch(batch).and_then(|()| self.db.flush());
+        written.map(drop).map_err(|error| {
+            let error = trouble(&self.folder, error);
+            self.failed.get_or_init(|| error.to_string());
+            error
+        })
+    }
+
+    fn syncs(&self) -> u64 {
+        self.watch.syncs() + sync::other_syncs()
+    }
+}
+
+/// sled's error in our words.
+fn trouble(folder: &Path, error: sled::Error) -> SpoolError {
+    let path = folder.to_owned();
+    match error {
+        sled::Error::Io(source) if source.kind() == std::io::ErrorKind::StorageFull => SpoolError::Full(path),
+        sled::Error::Io(source) => {
+            let what =
+                "can't read or write the database; check the disk, then start posthaste again".to_owned();
+            SpoolError::Io { path, what, source }
+        }
+        other => SpoolError::Database { path, reason: other.to_string() },
+    }
+}

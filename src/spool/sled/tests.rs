@@ -1,0 +1,251 @@
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fs, sync::Arc};
+
+use uuid::Uuid;
+
+use super::super::record::{self, Format};
+use super::super::suite::{arrival, bytes, deferred, departure, envelope, id, recipient, sled_in};
+use super::super::{Counters, Op, Spool, keys};
+use super::*;
+use crate::config::SpoolConfig;
+use crate::migrations;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+#[test]
+fn what_was_committed_is_there_after_a_clean_stop() {
+    let home = folder();
+    let envelope = envelope(1, 20_000, vec![recipient("x@a.example")]);
+    for round in 0..3 {
+        let spool = sled_in(home.path()).expect("opens");
+        if round == 0 {
+            spool.commit(&arrival(&envelope)).expect("committed");
+        }
+        assert_eq!(spool.message(id(1)).expect("readable").expect("there").envelope, envelope);
+        assert_eq!(spool.content(id(1)).expect("readable"), bytes(20_000));
+    }
+}
+
+#[test]
+fn at_each_sync_point_a_copy_of_the_folder_opens_with_all_that_was_answered() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    let answered = Arc::new(AtomicU64::new(0));
+    let copies = Arc::new(Mutex::new(Vec::new()));
+    spool.tree.watch.hook({
+        let (from, to) = (home.path().join("spool"), home.path().to_owned());
+        let (answered, copies) = (answered.clone(), copies.clone());
+        Box::new(move || {
+            let mut copies = copies.lock().expect("no panic");
+            let target = to.join(format!("copy{}", copies.len()));
+            copy(&from, &target.join("spool"));
+            copies.push((answered.load(Ordering::SeqCst), target));
+            Ok(())
+        })
+    });
+    for number in 1..=20 {
+        let envelope = envelope(number, 7_000, vec![recipient("x@a.example")]);
+        let mut ops = arrival(&envelope);
+        ops.push(Op::Counters(Counters { messages: u64::from(number), ..Counters::default() }));
+        spool.commit(&ops).expect("committed");
+        answered.store(u64::from(number), Ordering::SeqCst);
+    }
+    spool.tree.watch.hook(Box::new(|| Ok(())));
+    let copies = copies.lock().expect("no panic");
+    assert!(copies.len() >= 20, "one sync for each commit");
+    for (answered, copy) in &*copies {
+        let killed = sled_in(copy).expect("opens");
+        let there = killed.counters().expect("readable").messages;
+        assert!(there >= *answered, "{there} messages, but {answered} were answered");
+        assert_eq!(
+            killed.list(None, 99).expect("readable").len() as u64,
+            there,
+            "all of a commit or nothing"
+        );
+        for number in 1..=u8::try_from(there).expect("few") {
+            assert_eq!(killed.content(id(number)).expect("readable"), bytes(7_000));
+        }
+    }
+}
+
+#[test]
+fn a_commit_is_one_sync() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    let before = spool.tree.watch.syncs();
+    for number in 1..=20 {
+        spool.commit(&arrival(&envelope(number, 4_096, vec![recipient("x@a.example")]))).expect("committed");
+    }
+    let syncs = spool.tree.watch.syncs() - before;
+    assert!((20..=26).contains(&syncs), "{syncs} syncs for 20 commits; a few are sled's own, twice a second");
+}
+
+#[test]
+fn after_a_failed_sync_every_commit_is_refused() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    spool.tree.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::EIO))));
+    let ops = arrival(&envelope(1, 10, vec![recipient("x@a.example")]));
+    assert!(spool.commit(&ops).is_err());
+    spool.tree.watch.hook(Box::new(|| Ok(())));
+    assert!(matches!(spool.commit(&ops), Err(SpoolError::Closed(_))));
+    assert!(matches!(spool.commit(&[]), Err(SpoolError::Closed(_))));
+}
+
+#[test]
+fn a_full_disk_has_its_own_error() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    spool.tree.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::ENOSPC))));
+    let full = spool.commit(&arrival(&envelope(1, 10, vec![recipient("x@a.example")])));
+    assert!(matches!(full, Err(SpoolError::Full(_))), "{full:?}");
+}
+
+#[test]
+fn a_start_whose_flushes_reach_no_device_is_refused() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    // A watch of another file: sled's syncs are not seen there.
+    let other = fs::File::create(home.path().join("other")).expect("a file");
+    let tree = SledTree { watch: Watch::new(other).expect("watched"), ..spool.tree };
+    let refused = open::prove_durable(&tree, 7);
+    assert!(matches!(refused, Err(SpoolError::NotDurable(..))), "{refused:?}");
+}
+
+#[test]
+fn blobs_stay_empty_under_the_longest_values() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    let crowd: Vec<_> = (0..1_000).map(|n| recipient(&format!("a.rather.long.name.{n}@a.example"))).collect();
+    for round in 0..4 {
+        let mut ops = Vec::new();
+        for number in 0..40 {
+            let envelope = envelope(number, 17_970, vec![recipient("x@a.example")]);
+            ops.extend(if round % 2 == 0 { arrival(&envelope) } else { departure(&envelope, false) });
+        }
+        ops.extend(arrival(&envelope(100 + round, 1, crowd.clone())));
+        let long = Some(super::super::suite::last(&"x".repeat(600)));
+        for number in 0..1_000 {
+            let state = crate::mail::envelope::RecipientState { last: long.clone(), ..deferred(1) };
+            ops.push(Op::PutRecipient(id(100 + round), number, state));
+        }
+        spool.commit(&ops).expect("committed");
+    }
+    let blobs = fs::read_dir(home.path().join("spool/blobs")).expect("a folder").count();
+    assert_eq!(blobs, 0);
+}
+
+#[test]
+fn an_unfinished_snapshot_does_not_stop_the_next_start() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    spool.commit(&arrival(&envelope(1, 10, vec![recipient("x@a.example")]))).expect("committed");
+    drop(spool);
+    let left_over = home.path().join("spool/snap.FFFFFFFFFFFFFFFF.generating");
+    fs::write(&left_over, b"half a snap").expect("written");
+    let spool = sled_in(home.path()).expect("opens");
+    assert!(spool.message(id(1)).expect("readable").is_some());
+    assert!(!left_over.exists());
+}
+
+#[test]
+fn a_spool_in_use_is_refused_and_left_alone() {
+    let home = folder();
+    let first = sled_in(home.path()).expect("opens");
+    let left_over = home.path().join("spool/snap.00.generating");
+    fs::write(&left_over, b"the other one is writing this").expect("written");
+    let refused = sled_in(home.path()).map(drop).expect_err("locked");
+    assert!(refused.to_string().contains("in use by another posthaste"), "{refused}");
+    assert!(left_over.exists());
+    drop(first);
+    sled_in(home.path()).expect("free again");
+}
+
+#[test]
+fn a_newer_spool_is_refused_with_the_program_that_can_read_it() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    let format = Format { version: migrations::CURRENT + 1, writer: "9.9.9".into() };
+    let newer = (keys::META_FORMAT.into(), Some(record::write_format(&format)));
+    spool.tree.apply(vec![newer]).expect("applied");
+    drop(spool);
+    let refused = sled_in(home.path()).map(drop).expect_err("newer").to_string();
+    assert!(refused.contains("use posthaste 9.9.9 or newer"), "{refused}");
+}
+
+#[test]
+fn a_folder_that_is_a_file_is_refused_with_a_remedy() {
+    let home = folder();
+    fs::write(home.path().join("spool"), b"").expect("written");
+    let refused = sled_in(home.path()).map(drop).expect_err("no folder").to_string();
+    assert!(refused.contains("move it away"), "{refused}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_without_ending_the_program() {
+    let home = folder();
+    drop(sled_in(home.path()).expect("opens"));
+    fs::write(home.path().join("spool/conf"), b"not what sled wrote here").expect("written");
+    assert!(matches!(
+        sled_in(home.path()).map(drop),
+        Err(SpoolError::Database { .. } | SpoolError::Io { .. })
+    ));
+}
+
+#[test]
+fn only_the_owner_may_look_inside() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(spool.folder()), 0o700);
+    for entry in fs::read_dir(spool.folder()).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        assert_eq!(mode(&path), if path.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_reserve_is_really_allocated_and_follows_the_configuration() {
+    use std::os::unix::fs::MetadataExt;
+    let home = folder();
+    let open = |reserve| {
+        let config = SpoolConfig { path: home.path().join("spool"), reserve, ..SpoolConfig::default() };
+        drop(SledSpool::open(&config, Uuid::from_u128(1)).expect("opens"));
+        fs::metadata(home.path().join("spool/reserve")).ok().map(|file| (file.len(), file.blocks() * 512))
+    };
+    for bytes in [1 << 20, 3 << 20, 1 << 20] {
+        let (length, allocated) = open(bytes).expect("there");
+        assert_eq!(length, bytes);
+        assert!(allocated >= bytes, "{allocated} of {bytes}");
+    }
+    assert_eq!(open(0), None);
+}
+
+#[test]
+fn each_start_is_counted_and_has_its_instance() {
+    let home = folder();
+    for number in 1..=3 {
+        let spool = sled_in(home.path()).expect("opens");
+        let start = spool.tree.get(keys::META_START).expect("readable").expect("there");
+        assert_eq!(record::read_start(&start).expect("good").number, number);
+        assert_eq!(spool.instance(), format!("{:032x}", 7));
+    }
+}
