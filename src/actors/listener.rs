@@ -93,8 +93,14 @@ impl Listener {
         }
     }
 
-    fn start_session(&mut self, stream: std::net::TcpStream, peer: SocketAddr, ended: Recipient<SessionEnded>) {
-        let Some((index, worker)) = self.workers.iter_mut().enumerate().min_by_key(|(_, worker)| worker.sessions)
+    fn start_session(
+        &mut self,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        ended: Recipient<SessionEnded>,
+    ) {
+        let Some((index, worker)) =
+            self.workers.iter_mut().enumerate().min_by_key(|(_, worker)| worker.sessions)
         else {
             return;
         };
@@ -102,14 +108,7 @@ impl Listener {
         worker.sessions += 1;
         self.last_number += 1;
         let number = self.last_number;
-        let start = Start {
-            stream,
-            peer,
-            may_relay,
-            number,
-            context: self.context.clone(),
-            ended,
-        };
+        let start = Start { stream, peer, may_relay, number, context: self.context.clone(), ended };
         let session = Session::start_in_arbiter(&worker.arbiter, move |_| Session::new(start));
         self.sessions.insert(number, Known { worker: index, drain: session.recipient() });
         self.context.metrics.sessions_total.inc();

@@ -80,7 +80,8 @@ impl Deliveries for WorkerDeliveries {
         let count = self.workers.len().max(1) as u64;
         let worker = usize::try_from(hasher.finish() % count).unwrap_or(0);
         let (destination, context) = (destination.clone(), self.context.clone());
-        let delivery = Delivery::start_in_arbiter(&self.workers[worker], move |_| Delivery::new(destination, context));
+        let delivery =
+            Delivery::start_in_arbiter(&self.workers[worker], move |_| Delivery::new(destination, context));
         DeliveryHandle {
             attempt: delivery.clone().recipient(),
             drain: delivery.clone().recipient(),

@@ -10,10 +10,14 @@ use crate::config::Config;
 use crate::config::load::Source;
 use crate::config::problem::Problem;
 use crate::config::units::format_duration;
-use crate::embed::Server;
+use crate::embed::{self, Extras, Server};
+use crate::log::start_diagnostics;
 
 /// The exit code when a second signal ends the relay: 128 and SIGINT, as shells count.
 const EXIT_SIGNAL: i32 = 130;
+
+/// How long waiting diagnostics may take at the end.
+const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Runs the relay until SIGTERM or SIGINT, or until its spool fails.
 pub fn run(config: Config, source: Source) -> ExitCode {
@@ -36,8 +40,18 @@ async fn serve(config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let metrics = match embed::metrics(&config) {
+        Ok(metrics) => metrics,
+        Err(error) => {
+            complain(error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let dropped = metrics.log_lines_dropped.clone();
+    let diagnostics = start_diagnostics(&config.log, Box::new(std::io::stderr()), dropped);
+    let extras = Extras { metrics: Some(metrics), ..Extras::default() };
     let started = tokio::select! {
-        started = Server::start(config.clone()) => started,
+        started = Server::start_with(config.clone(), extras) => started,
         () = signals.next() => return ExitCode::SUCCESS,
     };
     let server = match started {
@@ -57,14 +71,19 @@ async fn serve(config: Config) -> ExitCode {
         complain(message);
         return ExitCode::FAILURE;
     }
-    say(format_args!(
-        "Draining for at most {}; a second signal ends at once, and loses no mail.",
+    // Through the log: a reader of ours that has stalled must not hold up the drain.
+    tracing::info!(
+        "draining for at most {}; a second signal ends at once, and loses no mail",
         format_duration(config.server.drain_timeout)
-    ));
-    tokio::select! {
+    );
+    let code = tokio::select! {
         () = server.stop() => ExitCode::SUCCESS,
         () = signals.next() => std::process::exit(EXIT_SIGNAL),
+    };
+    if let Ok(diagnostics) = diagnostics {
+        diagnostics.flush_within(LAST_LINES);
     }
+    code
 }
 
 /// SIGTERM and SIGINT.

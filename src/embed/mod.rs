@@ -32,10 +32,10 @@ use crate::actors::queue::messages::{Abort, Drain, Enqueue, NotQueued};
 use crate::actors::queue::{MemoryBounds, Queue, QueueParts, QueueSettings};
 use crate::actors::session::{Credits, SessionContext};
 use crate::actors::wiring::{Arbiters, WorkerDeliveries};
+use crate::admin::Health;
 use crate::admin::{self, AdminContext, QueueRecipients};
 use crate::clock::{Clock, SharedClock, SystemClock};
 use crate::config::Config;
-use crate::admin::Health;
 use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, Origin, Recipient};
 use crate::mail::id::QueueId;
 use crate::mail::trace;
@@ -45,6 +45,8 @@ use crate::smtp::address::{AddressError, ForwardPath, ReversePath};
 use crate::spool::front::Front;
 use crate::spool::sled::SledSpool;
 use crate::spool::{Spool, SpoolError};
+use crate::tls::TlsClients;
+pub use start::metrics;
 
 /// Threads that read the spool and handle content files.
 const READERS: usize = 2;
@@ -92,11 +94,13 @@ pub struct Extras {
     pub log: Box<dyn std::io::Write + Send>,
     /// The time.
     pub clock: SharedClock,
+    /// Where it counts. Default: metrics of its own.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 impl Default for Extras {
     fn default() -> Self {
-        Self { log: Box::new(std::io::stdout()), clock: Arc::new(SystemClock) }
+        Self { log: Box::new(std::io::stdout()), clock: Arc::new(SystemClock), metrics: None }
     }
 }
 
@@ -121,7 +125,8 @@ impl Message {
         to: impl IntoIterator<Item = &'a str>,
         content: impl Into<Bytes>,
     ) -> Result<Self, AddressError> {
-        let to = to.into_iter().map(|path| ForwardPath::parse(path, "localhost")).collect::<Result<_, _>>()?;
+        let to =
+            to.into_iter().map(|path| ForwardPath::parse(path, "localhost")).collect::<Result<_, _>>()?;
         Ok(Self { from: ReversePath::parse(from)?, to, content: content.into() })
     }
 }
@@ -180,7 +185,10 @@ impl Server {
     /// The same.
     pub async fn start_with(config: Config, extras: Extras) -> Result<Self, StartError> {
         let plan = start::Plan::make(&config)?;
-        let metrics = Metrics::new().map_err(|error| StartError::Config(error.to_string()))?;
+        let metrics = match extras.metrics {
+            Some(metrics) => metrics,
+            None => start::metrics(&config)?,
+        };
         let maillog = MailLog::start(&config.log, extras.log, metrics.log_lines_dropped.clone())
             .map_err(system("can't start the log thread"))?;
         let sockets = config.listener_addresses().into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
@@ -192,17 +200,18 @@ impl Server {
         let clock = extras.clock;
         let health = Arc::new(Health::new());
 
-        let spool = SledSpool::open(&config.spool)?;
+        let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
         let (counters, instance, files) = (spool.counters()?, spool.instance().to_owned(), spool.files());
-        let front =
-            Front::threaded(Arc::new(spool), Some(files), READERS).map_err(system("can't start the spool's threads"))?;
+        let front = Front::threaded(Arc::new(spool), Some(files), READERS)
+            .map_err(system("can't start the spool's threads"))?;
+        let tls = TlsClients::load().map_err(|error| StartError::Config(error.to_string()))?;
         let arbiters = Arbiters::start(config.server.workers);
         let delivery = DeliveryContext {
             hostname: hostname.clone(),
             settings: config.delivery.clone(),
             resolver: plan.resolver(&config, clock.clone())?,
             plan: plan.targets(&config, &smtp, &hostname),
-            tls: crate::tls::TlsClients::new(),
+            tls,
             content: Arc::new(crate::actors::delivery::SpoolContent::new(front.clone())),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -222,7 +231,10 @@ impl Server {
             },
             clock: clock.clone(),
             front: front.clone(),
-            deliveries: Box::new(WorkerDeliveries { context: Arc::new(delivery), workers: arbiters.workers() }),
+            deliveries: Box::new(WorkerDeliveries {
+                context: Arc::new(delivery),
+                workers: arbiters.workers(),
+            }),
             metrics: metrics.clone(),
             maillog: maillog.clone(),
             health: health.clone(),
@@ -238,7 +250,7 @@ impl Server {
             idle_timeout: config.limits.idle_timeout,
             data_timeout: config.limits.data_timeout,
             content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
-            instance,
+            instance: instance.clone(),
             credits: Credits {
                 messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
                 memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
@@ -255,18 +267,22 @@ impl Server {
             metrics: metrics.clone(),
             health: health.clone(),
             spool: front.clone(),
+            spool_path: config.spool.path.clone(),
             queue: QueueRecipients {
                 inspect: queue.clone().recipient(),
                 command: queue.clone().recipient(),
                 observe: queue.clone().recipient(),
             },
-            token: admin::token::read_or_create(&config.spool.path).map_err(system("can't read or write the API token"))?,
+            token: admin::token::read_or_create(&config.spool.path)
+                .map_err(system("can't read or write the API token"))?,
             hosts: config.http.hosts.clone(),
             clock: clock.clone(),
         };
         let admin = admin::serve(http_socket, admin).map_err(system("can't start the HTTP server"))?;
         let handle = admin.handle();
         actix_rt::spawn(admin);
+        front.sweep(&instance);
+        health.set(Health::STARTING, None);
         Ok(Self {
             smtp,
             http,
@@ -363,7 +379,7 @@ impl Server {
 
     /// Drains and ends: no new sessions, running transactions and attempts finish within `server.drain_timeout`.
     pub async fn stop(self) {
-        self.health.set("server", Some("the relay is stopping".to_owned()));
+        self.health.set(Health::DRAINING, Some("the relay is stopping".to_owned()));
         let drained = async {
             // Told first, so that no new attempt begins while the sessions end.
             let queue_told = self.queue.send(Drain);
@@ -395,7 +411,9 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
             std::io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need CAP_NET_BIND_SERVICE or root; choose another port, or redirect one"
             }
-            std::io::ErrorKind::AddrNotAvailable => "the address is not one of this machine: choose one that is",
+            std::io::ErrorKind::AddrNotAvailable => {
+                "the address is not one of this machine: choose one that is"
+            }
             _ => "choose another address",
         },
         source,

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::StartError;
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::route::plan::PlanSettings;
 use crate::route::resolver::{HickoryResolver, Resolve};
 use crate::route::table::RouteTable;
@@ -47,7 +48,8 @@ impl Plan {
     }
 
     pub fn resolver(&self, config: &Config, clock: SharedClock) -> Result<Arc<dyn Resolve>, StartError> {
-        let resolver = HickoryResolver::new(&config.dns, clock).map_err(|error| StartError::Config(error.to_string()))?;
+        let resolver = HickoryResolver::new(&config.dns, clock)
+            .map_err(|error| StartError::Config(error.to_string()))?;
         Ok(Arc::new(resolver))
     }
 
@@ -59,6 +61,16 @@ impl Plan {
             addresses: config.delivery.addresses_per_attempt,
         }
     }
+}
+
+/// Metrics whose destination labels are the configured patterns and the busiest destinations.
+///
+/// # Errors
+/// A metric can't be registered: a bug.
+pub fn metrics(config: &Config) -> Result<Arc<Metrics>, StartError> {
+    let patterns = config.routes.iter().flat_map(|route| route.domains.clone());
+    Metrics::with_destinations(patterns.collect(), config.http.destination_labels)
+        .map_err(|error| StartError::Config(error.to_string()))
 }
 
 /// Raises the soft limit on open files to the hard one and returns it.

@@ -19,8 +19,8 @@ use crate::mail::outcome::CauseClass;
 use crate::smtp::address::Domain;
 
 pub use destinations::DestinationLabels;
-pub use families::{Outcome, Place};
 use families::{Dsns, Outcomes, Panics, Refusals};
+pub use families::{Outcome, Place};
 use process::Process;
 
 /// How many destinations get a label of their own when nothing else is said (`http.destination_labels`).

@@ -49,7 +49,9 @@ impl Slots {
             && match standing {
                 Standing::Proven => true,
                 Standing::Unknown => unknown + troubled < self.total - self.total / 4,
-                Standing::Troubled => troubled < self.total / 2 && unknown + troubled < self.total - self.total / 4,
+                Standing::Troubled => {
+                    troubled < self.total / 2 && unknown + troubled < self.total - self.total / 4
+                }
             }
     }
 

@@ -41,7 +41,12 @@ mod tests {
     #[test]
     fn a_window_grows_by_one_and_halves() {
         let mut window = Window::new(4);
-        let grown: Vec<u32> = (0..5).map(|_| { window.grow(); window.get() }).collect();
+        let grown: Vec<u32> = (0..5)
+            .map(|_| {
+                window.grow();
+                window.get()
+            })
+            .collect();
         assert_eq!(grown, [2, 3, 4, 4, 4]);
         window.shrink();
         assert_eq!(window.get(), 2);

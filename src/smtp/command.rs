@@ -69,7 +69,12 @@ fn error(
     detail: (u8, u16, u16),
     text: impl Into<Cow<'static, str>>,
 ) -> CommandError {
-    CommandError { command, code, status: EnhancedStatus::new(detail.0, detail.1, detail.2), text: text.into() }
+    CommandError {
+        command,
+        code,
+        status: EnhancedStatus::new(detail.0, detail.1, detail.2),
+        text: text.into(),
+    }
 }
 
 impl Command {
@@ -91,7 +96,9 @@ impl Command {
             "EHLO" => Ok(Self::Ehlo(rest.to_owned())),
             "MAIL" => mail(rest),
             "RCPT" => rcpt(rest, own_domain),
-            "VRFY" if rest.is_empty() => Err(error(verb, 501, (5, 5, 4), "give an address: VRFY <user@example.org>")),
+            "VRFY" if rest.is_empty() => {
+                Err(error(verb, 501, (5, 5, 4), "give an address: VRFY <user@example.org>"))
+            }
             "VRFY" => Ok(Self::Vrfy),
             "NOOP" => Ok(Self::Noop),
             "HELP" => Ok(Self::Help),
@@ -179,7 +186,8 @@ mod tests {
     use super::*;
 
     fn check(line: &str, expected: Result<Command, (u16, &str)>) {
-        let parsed = Command::parse(line, "relay.example").map_err(|error| (error.code, error.status.to_string()));
+        let parsed =
+            Command::parse(line, "relay.example").map_err(|error| (error.code, error.status.to_string()));
         assert_eq!(parsed, expected.map_err(|(code, status)| (code, status.to_owned())), "{line}");
     }
 

@@ -59,6 +59,12 @@ struct Commit {
     done: Committed,
 }
 
+impl std::fmt::Debug for Front {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Front")
+    }
+}
+
 impl Front {
     /// Starts one writer thread, `readers` threads for reads, and as many for content files (at least one each).
     ///

@@ -70,7 +70,8 @@ impl ContentSource for SpoolContent {
                 ContentPlace::Database => {
                     let id = envelope.id;
                     let read = front.read_async(move |spool| spool.content(id)).await;
-                    read.unwrap_or_else(|| Err(unreadable(&envelope, "the spool's threads are gone"))).map(Loaded::Whole)
+                    read.unwrap_or_else(|| Err(unreadable(&envelope, "the spool's threads are gone")))
+                        .map(Loaded::Whole)
                 }
                 ContentPlace::File(name) => {
                     let file = match front.file_job(move |files| files.open(&name)).await {

@@ -173,7 +173,8 @@ impl Queue {
             if state.status.is_settled() {
                 continue;
             }
-            let policy = self.parts.settings.retry.policy_for(&envelope.recipients[usize::from(number)].destination);
+            let policy =
+                self.parts.settings.retry.policy_for(&envelope.recipients[usize::from(number)].destination);
             let busy = !matches!(place, Place::Disk | Place::Ready);
             let failed = || Failed { number, cause: last_cause(state), host: None };
             let is_expired = policy.is_expired(envelope.arrived_ms, now_ms);

@@ -157,7 +157,9 @@ struct Site {
 impl Destinations {
     /// Takes a connection of a shared route; `false` when all are taken: the destination then waits in line.
     pub fn take_site(&mut self, destination: &Domain) -> bool {
-        let Some(Route::Static(route)) = self.map.get(destination).map(|entry| &entry.route) else { return true };
+        let Some(Route::Static(route)) = self.map.get(destination).map(|entry| &entry.route) else {
+            return true;
+        };
         let site = self.sites.entry(route.index).or_default();
         if site.attempts < route.connections {
             site.attempts += 1;

@@ -89,8 +89,14 @@ impl Queue {
             recipients: recipients.clone(),
             report: ReportGuard::new(ticket, recipients.clone(), me.recipient()),
         });
-        let running =
-            Running { destination: destination.clone(), id, recipients, started_ms: now_ms, standing, slow: false };
+        let running = Running {
+            destination: destination.clone(),
+            id,
+            recipients,
+            started_ms: now_ms,
+            standing,
+            slow: false,
+        };
         self.attempts.insert(ticket, running);
         true
     }
@@ -100,7 +106,8 @@ impl Queue {
         let entry = self.destinations.map.get_mut(destination)?;
         let mut found: Option<(QueueId, Vec<u16>)> = None;
         while let Some((id, number)) = entry.ready.front().copied() {
-            let ready = self.residents.get(id).is_some_and(|at| at.places[usize::from(number)] == Place::Ready);
+            let ready =
+                self.residents.get(id).is_some_and(|at| at.places[usize::from(number)] == Place::Ready);
             if ready {
                 match &mut found {
                     None => found = Some((id, vec![number])),

@@ -36,10 +36,10 @@ use self::destinations::Destinations;
 use self::dispatch::Running;
 use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, Inspect, Observe};
 use self::residents::{Place, Residents};
-use crate::admin::Health;
 use crate::actors::delivery::Deliveries;
 use crate::actors::delivery::messages as delivery;
 use crate::actors::delivery::messages::AttemptReport;
+use crate::admin::Health;
 use crate::clock::SharedClock;
 use crate::maillog::MailLog;
 use crate::metrics::Metrics;
@@ -241,7 +241,8 @@ impl Queue {
     }
 
     fn finish_drain(&mut self) {
-        let idle = self.attempts.is_empty() && self.under_way.is_none() && (self.open.is_empty() || self.failed);
+        let idle =
+            self.attempts.is_empty() && self.under_way.is_none() && (self.open.is_empty() || self.failed);
         if self.draining && idle {
             self.drained.drain(..).for_each(|waiting| drop(waiting.send(())));
         }
@@ -304,7 +305,11 @@ impl Handler<Inspect> for Queue {
     fn handle(&mut self, message: Inspect, _: &mut Self::Context) -> InMemory {
         let Some(resident) = self.residents.get(message.id) else { return InMemory::default() };
         let at = |wanted: Place| {
-            (0..).zip(&resident.places).filter(|(_, place)| **place == wanted).map(|(number, _)| number).collect()
+            (0..)
+                .zip(&resident.places)
+                .filter(|(_, place)| **place == wanted)
+                .map(|(number, _)| number)
+                .collect()
         };
         InMemory { in_flight: at(Place::InFlight), ready: at(Place::Ready) }
     }

@@ -93,7 +93,11 @@ impl Queue {
                 }
             }
         }
-        if wanted.is_empty() { CommandResult::NotFound } else { CommandResult::Done { recipients, in_flight } }
+        if wanted.is_empty() {
+            CommandResult::NotFound
+        } else {
+            CommandResult::Done { recipients, in_flight }
+        }
     }
 
     pub(super) fn remove_recipient(&mut self, id: QueueId, number: u16) {
@@ -159,7 +163,9 @@ impl Queue {
         metrics.quarantined_messages.set(big(self.counters.quarantined));
         let entries = &self.destinations.map;
         metrics.destinations_active.set(gauge(entries.len()));
-        metrics.destinations_backing_off.set(gauge(entries.values().filter(|at| at.backs_off(now_ms)).count()));
+        metrics
+            .destinations_backing_off
+            .set(gauge(entries.values().filter(|at| at.backs_off(now_ms)).count()));
         metrics.destinations_slow.set(gauge(entries.values().filter(|at| at.slow > 0).count()));
         metrics.recipients_ready.set(gauge(entries.values().map(|at| at.ready.len()).sum()));
         metrics.recipients_in_flight.set(gauge(self.attempts.values().map(|at| at.recipients.len()).sum()));
@@ -175,7 +181,8 @@ impl Queue {
         self.parts.front.read(
             move |spool| (spool.list(None, 1), spool.syncs()),
             move |(oldest, syncs)| {
-                let arrived = oldest.ok().and_then(|list| list.first().map(|first| first.envelope.arrived_ms));
+                let arrived =
+                    oldest.ok().and_then(|list| list.first().map(|first| first.envelope.arrived_ms));
                 let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
                 metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
                 metrics.set_syncs(syncs);

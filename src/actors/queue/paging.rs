@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use actix::{Context, Handler, Message};
 
+use super::Queue;
 use super::destinations::Phase;
 use super::residents::Place;
-use super::Queue;
 use crate::mail::envelope::Status;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -302,7 +302,8 @@ impl Queue {
     }
 
     pub(super) fn quarantine(&mut self, id: QueueId, reason: &str) {
-        if self.residents.get(id).is_some_and(|resident| resident.places.iter().any(|at| *at != Place::Disk)) {
+        if self.residents.get(id).is_some_and(|resident| resident.places.iter().any(|at| *at != Place::Disk))
+        {
             return;
         }
         tracing::error!(%id, reason, "a message goes to quarantine: its records can't be used");

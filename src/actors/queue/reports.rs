@@ -119,7 +119,14 @@ impl Queue {
     }
 
     /// Queues the report, unless the reverse-path is null.
-    fn send_report(&mut self, about: &Envelope, kind: ReportKind, failed: &[Failed], head: &[u8], now_ms: u64) {
+    fn send_report(
+        &mut self,
+        about: &Envelope,
+        kind: ReportKind,
+        failed: &[Failed],
+        head: &[u8],
+        now_ms: u64,
+    ) {
         let hosts: Vec<Option<String>> =
             failed.iter().map(|item| item.host.as_ref().map(ToString::to_string)).collect();
         let recipients: Vec<ReportRecipient<'_>> = failed

@@ -112,9 +112,10 @@ impl Residents {
     pub fn adopt(&mut self, stored: &StoredMessage) -> &mut Resident {
         self.messages.entry(stored.envelope.id).or_insert_with(|| Resident {
             places: vec![Place::Disk; stored.states.len()],
-            records: stored.states.iter().any(|state| {
-                *state != RecipientState::fresh(stored.envelope.arrived_ms)
-            }),
+            records: stored
+                .states
+                .iter()
+                .any(|state| *state != RecipientState::fresh(stored.envelope.arrived_ms)),
             states: stored.states.clone(),
             content: None,
             deadline_ms: None,
@@ -167,7 +168,9 @@ impl Residents {
             let id = resident.envelope.id;
             (0..)
                 .zip(resident.places.iter().zip(&resident.envelope.recipients))
-                .filter(|(_, (place, recipient))| **place != Place::Disk && recipient.destination == *destination)
+                .filter(|(_, (place, recipient))| {
+                    **place != Place::Disk && recipient.destination == *destination
+                })
                 .map(|(number, _)| (id, number))
                 .collect::<Vec<_>>()
         };

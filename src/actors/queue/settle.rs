@@ -124,7 +124,8 @@ impl Queue {
                     class: CauseClass::ConnectionLost,
                     status: crate::smtp::reply::EnhancedStatus::new(4, 4, 2),
                     reply: None,
-                    text: "the drain time ended before the remote answered; it may be delivered twice".to_owned(),
+                    text: "the drain time ended before the remote answered; it may be delivered twice"
+                        .to_owned(),
                 };
                 self.count(Outcome::Interrupted, cause.class);
                 self.log(context, number, &cause, |log, line| log.interrupted(line));
@@ -174,7 +175,10 @@ impl Queue {
             cause: cause.clone(),
         };
         state.last = Some(last);
-        self.count(if cause.class == CauseClass::Crashed { Outcome::Crashed } else { Outcome::Deferred }, cause.class);
+        self.count(
+            if cause.class == CauseClass::Crashed { Outcome::Crashed } else { Outcome::Deferred },
+            cause.class,
+        );
         self.log(context, number, &cause, |log, line| log.deferred(line, due_ms));
         self.reschedule(context.id, number, due_ms);
         self.grant_wish(context.id, number);
@@ -293,7 +297,12 @@ impl Queue {
         let deadline = resident.deadline_ms;
         tracing::error!(%id, "a message crashed its delivery {CRASHES_MAX} times and goes to quarantine");
         for (other, destination, due_ms) in keys {
-            self.open.changes.push(Op::DeleteDue(DueKey { destination: destination.clone(), due_ms, id, number: other }));
+            self.open.changes.push(Op::DeleteDue(DueKey {
+                destination: destination.clone(),
+                due_ms,
+                id,
+                number: other,
+            }));
             if let Some(resident) = self.residents.get_mut(id) {
                 resident.states[usize::from(other)].status = Status::Removed;
             }
@@ -336,7 +345,12 @@ impl Queue {
 }
 
 /// The delay in milliseconds after this many attempts; the draw is the same for all recipients of one transaction.
-pub(super) fn delay_after(rules: &retry::RetryRules, id: &QueueId, destination: &Domain, attempts: u32) -> u64 {
+pub(super) fn delay_after(
+    rules: &retry::RetryRules,
+    id: &QueueId,
+    destination: &Domain,
+    attempts: u32,
+) -> u64 {
     let policy = rules.policy_for(destination);
     let draw = retry::draw(id.as_bytes(), destination.as_str(), attempts);
     let delay: Duration = retry::delay(&policy.schedule, policy.jitter, attempts, draw);

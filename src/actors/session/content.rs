@@ -88,7 +88,11 @@ async fn create(piece: Bytes, envelope: &Envelope, context: &SessionContext) -> 
     pool(context.front.file_job(job).await)
 }
 
-async fn append(writer: &mut Option<ContentWriter>, piece: Bytes, context: &SessionContext) -> io::Result<()> {
+async fn append(
+    writer: &mut Option<ContentWriter>,
+    piece: Bytes,
+    context: &SessionContext,
+) -> io::Result<()> {
     let Some(mut owned) = writer.take() else { return Err(io::Error::other("the content file is gone")) };
     let written = context.front.file_job(move |_| owned.write(&piece).map(|()| owned)).await;
     *writer = Some(pool(written)?);

@@ -139,7 +139,10 @@ impl Driver {
             Err(_) => {
                 self.context.metrics.credit_waits.inc();
                 self.flush().await?;
-                tokio::time::timeout(CREDIT_WAIT, from.acquire_many_owned(count)).await.ok().and_then(Result::ok)
+                tokio::time::timeout(CREDIT_WAIT, from.acquire_many_owned(count))
+                    .await
+                    .ok()
+                    .and_then(Result::ok)
             }
         };
         match permit {
@@ -172,7 +175,11 @@ impl Driver {
         if let Err(error) = spilled {
             tracing::error!(%error, "a content file can't be written");
             self.reset();
-            self.server.close_now(Refusal::new(451, (4, 3, 0), "the message can't be stored now, try again later"));
+            self.server.close_now(Refusal::new(
+                451,
+                (4, 3, 0),
+                "the message can't be stored now, try again later",
+            ));
         }
         Ok(())
     }
@@ -191,7 +198,11 @@ impl Driver {
             Ok(content) => content,
             Err(error) => {
                 tracing::error!(%error, "content can't be stored");
-                self.server.refuse(Refusal::new(451, (4, 3, 0), "the message can't be stored now, try again later"));
+                self.server.refuse(Refusal::new(
+                    451,
+                    (4, 3, 0),
+                    "the message can't be stored now, try again later",
+                ));
                 return Ok(());
             }
         };
@@ -208,7 +219,11 @@ impl Driver {
                 self.server.refuse(Refusal::new(421, (4, 3, 2), "the relay is stopping, try again later"));
             }
             Ok(Err(NotQueued::Spool)) | Err(_) => {
-                self.server.refuse(Refusal::new(451, (4, 3, 0), "the message can't be stored now, try again later"));
+                self.server.refuse(Refusal::new(
+                    451,
+                    (4, 3, 0),
+                    "the message can't be stored now, try again later",
+                ));
             }
         }
         Ok(())
@@ -254,7 +269,8 @@ impl Driver {
         }
         let written = tokio::time::timeout(self.context.idle_timeout, self.stream.write_all(replies)).await;
         self.server.transmit().clear();
-        written.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies")))
+        written
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies")))
     }
 
     /// Reads what is there; `false` at the end of the connection.

@@ -115,7 +115,11 @@ impl Actor for Session {
 
     fn started(&mut self, _: &mut Self::Context) {
         let Some(start) = self.start.take() else { return };
-        let guard = EndGuard { ended: start.ended.clone(), number: start.number, metrics: start.context.metrics.clone() };
+        let guard = EndGuard {
+            ended: start.ended.clone(),
+            number: start.number,
+            metrics: start.context.metrics.clone(),
+        };
         let drain = self.drain.subscribe();
         actix_rt::spawn(async move {
             let _guard = guard;

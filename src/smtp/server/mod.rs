@@ -363,7 +363,9 @@ impl Server {
                 self.say(250, (2, 0, 0), "ok");
             }
             Ok(Command::Noop) => self.say(250, (2, 0, 0), "ok"),
-            Ok(Command::Vrfy) => self.say(252, (2, 5, 0), "addresses are not verified here; send mail to find out"),
+            Ok(Command::Vrfy) => {
+                self.say(252, (2, 5, 0), "addresses are not verified here; send mail to find out")
+            }
             Ok(Command::Help) => lines(
                 &mut self.output,
                 214,
@@ -408,8 +410,14 @@ impl Server {
         if declared_size.is_some_and(|size| size > self.settings.message_size) {
             return self.fail("MAIL", 552, (5, 3, 4), &self.too_large());
         }
-        self.pending =
-            Some(Pending::Mail(Transaction { reverse_path, body, declared_size, recipients: Vec::new(), helo, extended }));
+        self.pending = Some(Pending::Mail(Transaction {
+            reverse_path,
+            body,
+            declared_size,
+            recipients: Vec::new(),
+            helo,
+            extended,
+        }));
         self.events.push_back(Event::MailWanted);
     }
 
@@ -423,7 +431,8 @@ impl Server {
             return self.fail("RCPT", 550, (5, 7, 1), text);
         }
         if transaction.recipients.len() >= self.settings.recipients {
-            let refusal = Refusal::new(452, (4, 5, 3), "too many recipients; send the rest in another transaction");
+            let refusal =
+                Refusal::new(452, (4, 5, 3), "too many recipients; send the rest in another transaction");
             return self.give("RCPT", &refusal);
         }
         if let Some(refusal) = decision {

@@ -20,7 +20,11 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal from its parts; a code outside 400–599 becomes 451.
-    pub fn new(code: u16, (class, subject, detail): (u8, u16, u16), text: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(
+        code: u16,
+        (class, subject, detail): (u8, u16, u16),
+        text: impl Into<Cow<'static, str>>,
+    ) -> Self {
         let code = ReplyCode::new(code).filter(|code| code.get() >= 400).unwrap_or(ReplyCode::LOCAL_ERROR);
         Self { code, status: EnhancedStatus::new(class, subject, detail), text: text.into() }
     }

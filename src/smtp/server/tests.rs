@@ -53,13 +53,18 @@ fn two_messages_pass_over_one_connection() {
 #[test]
 fn what_is_smuggled_behind_a_bare_line_feed_is_never_a_command() {
     for smuggled in ["\n.\n", "\n.\r\n", "\r.\r\n", "\r\n.\n", "\r\n.\r\r\n"] {
-        let content = format!("hello{smuggled}MAIL FROM:<evil@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nx\r\n.\r\n");
+        let content = format!(
+            "hello{smuggled}MAIL FROM:<evil@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\nx\r\n.\r\n"
+        );
         let (output, contents) = dialogue(&[
             b"EHLO c.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n",
             content.as_bytes(),
         ]);
         assert!(contents.is_empty(), "{smuggled:?}");
-        assert!(output.ends_with("521 5.5.2 bare CR or LF in the message; end each line with CR and LF\r\n"), "{output}");
+        assert!(
+            output.ends_with("521 5.5.2 bare CR or LF in the message; end each line with CR and LF\r\n"),
+            "{output}"
+        );
     }
 }
 
