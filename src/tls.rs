@@ -166,6 +166,11 @@ mod tests {
     }
 
     #[test]
+    fn opportunistic_tls_needs_nothing_of_the_system() {
+        assert!(TlsClients::load().unwrap().connector(false).is_ok());
+    }
+
+    #[test]
     fn without_authorities_only_opportunistic_tls_works() {
         let clients = TlsClients {
             opportunistic: opportunistic().unwrap(),

@@ -42,7 +42,8 @@ pub(super) struct Connection {
     served: usize,
     context: Arc<DeliveryContext>,
     trusted_only: bool,
-    _slot: Rc<AddressSlot>,
+    /// Given back when QUIT is sent, not when it is answered: the Queue may grant the next connection by then.
+    slot: Option<Rc<AddressSlot>>,
     _open: OpenGauge,
 }
 
@@ -84,7 +85,7 @@ impl Connection {
             served: 0,
             context: Arc::clone(context),
             trusted_only: tls == TlsUse::Always,
-            _slot: Rc::clone(slot),
+            slot: Some(Rc::clone(slot)),
             _open: OpenGauge(metrics.connections_open.clone()),
         });
         match connection.establish(signal).await {
@@ -143,6 +144,10 @@ impl Connection {
         self.machine.quit();
         let (_never, receiver) = watch::channel(false);
         let mut signal = StopSignal::from(receiver);
+        if let Err(stop) = self.transmit(Timer::Quit, &mut signal).await {
+            self.stop(stop);
+        }
+        self.slot = None;
         while !self.machine.is_closed() {
             if matches!(self.event(&mut signal).await, Event::Closed) {
                 // Under TLS this tells the end, so that nothing looks cut off. Nothing depends on it.
@@ -197,17 +202,26 @@ impl Connection {
             if let Some(event) = self.machine.poll_event() {
                 return event;
             }
-            let limit = self.machine.poll_timeout().unwrap_or(Timer::Command).duration();
-            self.out.clear();
-            let done = if self.machine.poll_transmit(&mut self.out) {
-                signal.guard(limit, self.stream.write_both(&self.out, b"")).await
-            } else {
-                signal.guard(limit, self.read()).await
+            let timer = self.machine.poll_timeout().unwrap_or(Timer::Command);
+            let done = match self.transmit(timer, signal).await {
+                Ok(false) => signal.guard(timer.duration(), self.read()).await,
+                Ok(true) => Ok(()),
+                Err(stop) => Err(stop),
             };
             if let Err(stop) = done {
                 self.stop(stop);
             }
         }
+    }
+
+    /// Writes what the machine has to send; false when that is nothing.
+    async fn transmit(&mut self, timer: Timer, signal: &mut StopSignal) -> Result<bool, Stop> {
+        self.out.clear();
+        if !self.machine.poll_transmit(&mut self.out) {
+            return Ok(false);
+        }
+        signal.guard(timer.duration(), self.stream.write_both(&self.out, b"")).await?;
+        Ok(true)
     }
 
     /// Reads until a reply is whole.

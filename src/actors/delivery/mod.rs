@@ -7,7 +7,7 @@
 //! | [`messages::Abort`] | Queue | every attempt under way reports now | – |
 //!
 //! LAW: what a reply or a failure means is decided in `mail::outcome`, what is said in `smtp::client`; here is only
-//! the order of the effects: [`attempt`] chooses the connection, [`connection`] moves the bytes, [`pool`] keeps idle
+//! the order of the effects: `attempt` chooses the connection, `connection` moves the bytes, `pool` keeps idle
 //! connections, [`slots`] counts them. An attempt runs as a spawned task, so that a panic in it loses nothing else.
 
 mod attempt;

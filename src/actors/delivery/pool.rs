@@ -114,17 +114,17 @@ impl Pool {
         let pause = self.context.settings.idle_timeout / 4;
         while !self.idle.borrow().is_empty() {
             tokio::time::sleep(pause).await;
-            for connection in self.expired(self.context.clock.instant()) {
-                actix_rt::spawn(connection.quit());
+            for idle in self.expired(self.context.clock.instant()) {
+                actix_rt::spawn(idle.connection.quit());
             }
         }
         self.reaping.set(false);
     }
 
-    fn expired(&self, now: Instant) -> Vec<Box<Connection>> {
+    fn expired(&self, now: Instant) -> Vec<Idle> {
         let mut expired = Vec::new();
         self.idle.borrow_mut().retain(|_, idle| {
-            expired.extend(idle.extract_if(.., |idle| idle.until <= now).map(|idle| idle.connection));
+            expired.extend(idle.extract_if(.., |idle| idle.until <= now));
             !idle.is_empty()
         });
         expired

@@ -109,7 +109,7 @@ impl Exchange {
     pub(super) fn handle_reply(&mut self, phase: Phase, reply: ReplyLines) -> Next {
         let code = reply.code();
         let refused = code.is_transient() || code.is_permanent();
-        if !refused && !(code.is_positive() || self.awaits_354(phase)) {
+        if !(refused || code.is_positive() || self.awaits_354(phase)) {
             return unexpected(reply);
         }
         match phase {

@@ -172,9 +172,9 @@ async fn a_silent_host_is_left_after_the_time_of_its_step() {
         bench.send(1);
         peer.silent.notified().await;
         tokio::time::pause();
-        let from = tokio::time::Instant::now();
+        let from = bench.context.clock.instant();
         assert_eq!(bench.report().await, expected, "{script}");
-        let took = from.elapsed().as_secs();
+        let took = bench.context.clock.instant().duration_since(from).as_secs();
         assert!((seconds - 2..=seconds).contains(&took), "{took} s for {script}");
         tokio::time::resume();
     }
