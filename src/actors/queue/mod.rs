@@ -22,6 +22,9 @@ mod paging;
 mod reports;
 mod residents;
 mod settle;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

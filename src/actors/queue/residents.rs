@@ -84,6 +84,12 @@ impl Residents {
         self.content_bytes
     }
 
+    /// Messages in memory.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// Recipients in memory.
     pub fn held(&self) -> usize {
         self.held
