@@ -1,6 +1,14 @@
 //! The real Queue on one arbiter, in simulated time, over a spool in memory and remote hosts that follow a script.
 
+mod commits;
+mod destinations;
+mod fates;
+mod faulty;
+mod memory;
+mod neighbours;
+mod operator;
 mod remote;
+mod restarts;
 mod retries;
 
 use std::future::Future;
