@@ -99,7 +99,7 @@ fn a_removal_while_a_deferral_is_on_its_way_to_disk_holds() {
         sleep(DAY).await;
         assert_eq!(world.tried().len(), 4);
         world.check_idle().await;
-        assert_eq!(world.left(), Vec::<String>::new());
+        world.check_left("");
     });
 }
 
@@ -155,7 +155,7 @@ fn a_deferral_during_a_page_read_is_woken_again() {
         assert_eq!(lock(&world.remote).taken.len(), 600);
         sleep(DAY).await;
         world.check_idle().await;
-        assert_eq!(world.left(), Vec::<String>::new());
+        world.check_left("");
     });
 }
 
@@ -179,7 +179,7 @@ fn a_page_that_cannot_be_read_is_read_again() {
             assert_eq!(world.taken_by(&to).len(), 1, "after {round} faults");
         }
         world.check_idle().await;
-        assert_eq!(world.left(), Vec::<String>::new());
+        world.check_left("");
     });
 }
 
@@ -203,7 +203,7 @@ fn a_short_wait_is_not_slept_through_while_its_commit_is_slow() {
             sleep(2 * MINUTE).await;
             assert_eq!(lock(&world.remote).taken.len(), 20, "commits of {commit_ms} ms");
             world.check_idle().await;
-            assert_eq!(world.left(), Vec::<String>::new());
+            world.check_left("");
         }
     });
 }

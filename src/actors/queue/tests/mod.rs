@@ -75,10 +75,6 @@ fn settings() -> QueueSettings {
     }
 }
 
-fn domain(text: &str) -> Domain {
-    Domain::parse(text).expect("a domain")
-}
-
 /// A relay's inside: what survives a restart, what is outside, and the Queue.
 struct World {
     spool: Arc<MemorySpool>,
@@ -278,14 +274,16 @@ impl World {
         }
     }
 
-    /// All keys that are left, the counters aside.
-    fn left(&self) -> Vec<String> {
-        self.spool
-            .keys()
-            .iter()
-            .filter(|key| key[0] != b'm')
-            .map(|key| key.escape_ascii().to_string())
-            .collect()
+    /// Keys that are left, the counters and those of these kinds aside: how many of each kind.
+    fn check_left(&self, allowed: &str) {
+        let mut left = std::collections::BTreeMap::<char, usize>::new();
+        for key in self.spool.keys() {
+            let kind = char::from(key[0]);
+            if kind != 'm' && !allowed.contains(kind) {
+                *left.entry(kind).or_default() += 1;
+            }
+        }
+        assert!(left.is_empty(), "left in the spool: {left:?}");
     }
 }
 

@@ -52,6 +52,6 @@ fn a_recipient_is_tried_on_schedule_until_it_expires() {
             }
         }
         world.check_idle().await;
-        assert_eq!(world.left(), Vec::<String>::new());
+        world.check_left("");
     });
 }
