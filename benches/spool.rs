@@ -1,4 +1,4 @@
-//! What the spool costs: `cargo bench --bench spool [folder]`.
+//! What the spool costs: `cargo bench --bench spool -- [folder] [SIZExBATCH]...`.
 //!
 //! One thread commits as the Queue does: each commit stores fresh messages of one recipient and removes those that
 //! were stored 500 messages before, deletes included in every number. The folder (default: the system's temporary one)
@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,17 +26,30 @@ const LIVE: usize = 500;
 const RUN: Duration = Duration::from_secs(4);
 const NOW_MS: u64 = 1_700_000_000_000;
 
+/// Content in bytes and messages per commit.
+const CASES: [(usize, usize); 6] =
+    [(4096, 1), (4096, 20), (4096, 100), (512, 20), (10_240, 50), (32_768, 20)];
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let folder = folder.map_or_else(std::env::temp_dir, PathBuf::from);
-    println!("content  per commit  messages/s  commits/s  syncs/commit  CPU us/message  wall us/commit");
-    for (size, batch) in [(4096, 1), (4096, 20), (4096, 100), (512, 20), (10_240, 50), (32_768, 20)] {
+    let mut folder = std::env::temp_dir();
+    let mut cases = Vec::new();
+    for argument in std::env::args().skip(1).filter(|argument| !argument.starts_with('-')) {
+        match argument.split_once('x').map(|(size, batch)| (size.parse(), batch.parse())) {
+            Some((Ok(size), Ok(batch))) => cases.push((size, batch)),
+            _ => folder = argument.into(),
+        }
+    }
+    if cases.is_empty() {
+        cases.extend(CASES);
+    }
+    println!("content  per commit  messages/s  commits/s  syncs/commit  CPU us/message  KB written/message");
+    for (size, batch) in cases {
         run(&folder, size, batch)?;
     }
     Ok(())
 }
 
-fn run(folder: &std::path::Path, size: usize, batch: usize) -> Result<(), Box<dyn Error>> {
+fn run(folder: &Path, size: usize, batch: usize) -> Result<(), Box<dyn Error>> {
     let home = folder.join(format!("posthaste-bench-{}", std::process::id()));
     let config = SpoolConfig { path: home.clone(), reserve: 0, ..SpoolConfig::default() };
     let spool = SledSpool::open(&config, uuid::Uuid::new_v4())?;
@@ -44,18 +57,19 @@ fn run(folder: &std::path::Path, size: usize, batch: usize) -> Result<(), Box<dy
     let mut load = Load { made: 0, live: VecDeque::new(), content };
     load.commits(&spool, LIVE / 2, Duration::from_secs(60), LIVE)?;
 
-    let (cpu, syncs, start) = (cpu_time()?, spool.syncs(), Instant::now());
+    let (cpu, written, syncs, start) = (cpu_time()?, bytes_written()?, spool.syncs(), Instant::now());
     let messages = load.made;
     let commits = load.commits(&spool, batch, RUN, usize::MAX)?;
     let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_time()? - cpu);
+    let written = bytes_written()? - written;
     let (messages, syncs) = ((load.made - messages) as f64, (spool.syncs() - syncs) as f64);
     println!(
-        "{size:7}  {batch:10}  {:10.0}  {:9.0}  {:12.2}  {:14.1}  {:14.0}",
+        "{size:7}  {batch:10}  {:10.0}  {:9.0}  {:12.2}  {:14.1}  {:18.1}",
         messages / wall,
         commits as f64 / wall,
         syncs / commits as f64,
         cpu * 1e6 / messages,
-        wall * 1e6 / commits as f64,
+        written / 1e3 / messages,
     );
     drop(spool);
     std::fs::remove_dir_all(home)?;
@@ -138,4 +152,11 @@ fn cpu_time() -> Result<f64, Box<dyn Error>> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+}
+
+/// Bytes that this process handed to `write` and its kin so far.
+fn bytes_written() -> Result<f64, Box<dyn Error>> {
+    let counts = std::fs::read_to_string("/proc/self/io")?;
+    let line = counts.lines().find_map(|line| line.strip_prefix("wchar: ")).ok_or("no count of writes")?;
+    Ok(line.parse()?)
 }
