@@ -196,10 +196,11 @@ impl Server {
         }
     }
 
-    /// The transaction whose content is coming in.
+    /// The transaction whose content is asked for or coming in.
     pub fn transaction(&self) -> Option<&Transaction> {
-        match &self.state {
-            State::Data(data) => Some(&data.transaction),
+        match (&self.pending, &self.state) {
+            (Some(Pending::Data(transaction)), _) => Some(transaction),
+            (_, State::Data(data)) => Some(&data.transaction),
             _ => None,
         }
     }
@@ -422,7 +423,6 @@ impl Server {
     }
 
     fn rcpt(&mut self, path: ForwardPath) {
-        let decision = self.on_recipient.as_mut().and_then(|decide| decide(&path));
         let State::Mail(transaction) = &mut self.state else {
             return self.fail("RCPT", 503, (5, 5, 1), "send MAIL first");
         };
@@ -435,7 +435,7 @@ impl Server {
                 Refusal::new(452, (4, 5, 3), "too many recipients; send the rest in another transaction");
             return self.give("RCPT", &refusal);
         }
-        if let Some(refusal) = decision {
+        if let Some(refusal) = self.on_recipient.as_mut().and_then(|decide| decide(&path)) {
             return self.give("RCPT", &refusal);
         }
         transaction.recipients.push(path);

@@ -112,7 +112,7 @@ fn fragments() -> impl Strategy<Value = Vec<u8>> {
         Just("QUIT\r\n"),
         Just("\u{0}\u{7f}é"),
     ];
-    prop::collection::vec(lines, 0..40).prop_map(|parts| parts.concat().into_bytes())
+    prop::collection::vec(lines, 1..40).prop_map(|parts| parts.concat().into_bytes())
 }
 
 proptest! {
