@@ -44,15 +44,19 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Everything at its default, but the addresses and a short retry.
-    pub fn new() -> Self {
+    /// Everything at its default, but the addresses.
+    pub fn plain() -> Self {
         let folder = tempfile::Builder::new().prefix("posthaste-").tempdir().expect("a temporary folder");
         let http = place::free_place();
         let setup =
             Self { folder, smtp: place::free_place(), http, keys: BTreeMap::new(), routes: Vec::new() };
-        setup
+        setup.set("http.address", &format!("\"{http}\""))
+    }
+
+    /// For tests: a name of its own, a short retry without jitter, a small reserve.
+    pub fn new() -> Self {
+        Self::plain()
             .set("server.hostname", "\"relay.test\"")
-            .set("http.address", &format!("\"{http}\""))
             .set("retry.schedule", "[\"1s\", \"2s\"]")
             .set("retry.jitter", "0.0")
             .set("spool.reserve", "\"1MiB\"")
