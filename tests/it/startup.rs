@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::support::relay::{self, Ended, Setup};
+use crate::support::relay::{Ended, Setup};
 use crate::support::{PATIENCE, http};
 
 /// The program must fail, and say each of `words`.
