@@ -87,7 +87,7 @@ fn at_each_sync_point_a_copy_of_the_folder_opens_with_all_that_was_answered() {
 }
 
 #[test]
-fn a_commit_is_mostly_one_sync() {
+fn a_commit_is_at_least_one_sync_and_not_many() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
     let before = spool.tree.watch.syncs();
@@ -95,7 +95,10 @@ fn a_commit_is_mostly_one_sync() {
         spool.commit(&arrival(&envelope(number, 4_096, vec![recipient("x@a.example")]))).expect("committed");
     }
     let syncs = spool.tree.watch.syncs() - before;
-    assert!((20..=30).contains(&syncs), "{syncs} syncs for 20 commits: mostly one each");
+    assert!(
+        (20..=50).contains(&syncs),
+        "{syncs} syncs for 20 commits: manifest and rest of each, and a few of sled's own"
+    );
 }
 
 #[test]
