@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 
+use crate::support::relay;
 use crate::support::relay::{Ended, Setup};
 use crate::support::{PATIENCE, http};
 
