@@ -67,14 +67,16 @@ fn transcripts() -> Vec<PathBuf> {
 fn check(text: &str, name: &str) -> Result<(), String> {
     let script = Script::parse(text).map_err(|wrong| format!("{name}: {wrong}"))?;
     let mut asked = BTreeMap::new();
-    let whole = script.play(usize::MAX, &mut asked);
-    compare(&script.expected(), &whole?, name, "as written")?;
-    compare(&script.expected(), &script.play(1, &mut asked)?, name, "byte by byte")?;
+    let mut run = |script: &Script, piece: usize, how: &str| {
+        let actual = script.play(piece, &mut asked).map_err(|wrong| format!("{name}, {how}: {wrong}"))?;
+        compare(&script.expected(), &actual, name, how)
+    };
+    run(&script, usize::MAX, "as written")?;
+    run(&script, 1, "byte by byte")?;
     if script.steps.iter().any(|step| matches!(step, Step::Close(_))) {
         return Ok(());
     }
-    let together = script.in_one_write();
-    compare(&together.expected(), &together.play(usize::MAX, &mut asked)?, name, "in one write")
+    run(&script.in_one_write(), usize::MAX, "in one write")
 }
 
 /// What a transcript says, step by step.
@@ -118,11 +120,11 @@ impl Script {
         let (mark, rest) = line.split_once(' ').unwrap_or((line, ""));
         let step = match mark {
             "set" => return self.set(rest),
-            "C:" => return Some(self.client(format!("{rest}\r\n").into_bytes(), line)),
-            "C~" => return Some(self.client(unescape(rest)?, line)),
+            "C:" => return self.client(format!("{rest}\r\n").into_bytes(), line),
+            "C~" => return self.client(unescape(rest)?, line),
             "C*" => {
                 let (count, text) = rest.split_once(' ')?;
-                return Some(self.client(unescape(text)?.repeat(count.parse().ok()?), line));
+                return self.client(unescape(text)?.repeat(count.parse().ok()?), line);
             }
             "!" => {
                 let (verb, refusal) = rest.split_once(' ')?;
@@ -157,13 +159,14 @@ impl Script {
     }
 
     /// Adds to the write before, or begins one.
-    fn client(&mut self, more: Vec<u8>, line: &str) {
+    fn client(&mut self, more: Vec<u8>, line: &str) -> Option<()> {
         if let Some(Step::Client { bytes, shown }) = self.steps.last_mut() {
             bytes.extend_from_slice(&more);
             shown.push(line.to_owned());
         } else {
             self.steps.push(Step::Client { bytes: more, shown: vec![line.to_owned()] });
         }
+        Some(())
     }
 
     /// The same dialogue with a client that waits for nothing.
