@@ -135,9 +135,9 @@ fn run_ceiling(case: Case, messages: usize) -> Measured {
 fn run_relay(case: Case, messages: usize) -> Measured {
     let sink = Sink::start();
     let relay = Setup::plain().route("*", sink.address).start();
-    let before = (cpu_seconds(&relay), relay.metrics());
+    let before = (cpu_seconds(&relay), settled_metrics(&relay));
     let mut measured = drive(case, messages, relay.smtp(), &sink);
-    let after = (cpu_seconds(&relay), relay.metrics());
+    let after = (cpu_seconds(&relay), settled_metrics(&relay));
     let grown = |name: &str| {
         let of = |text: &str| http::metric(text, name, &[]).unwrap_or(0.0);
         of(&after.1) - of(&before.1)
@@ -336,6 +336,13 @@ fn serve(mut stream: TcpStream, messages: &AtomicUsize) -> io::Result<()> {
         filled -= at;
         stream.write_all(&replies)?;
     }
+}
+
+/// The metrics as they are now: what is asked of the spool is shown one look later.
+fn settled_metrics(relay: &Relay) -> String {
+    relay.metrics();
+    thread::sleep(Duration::from_millis(200));
+    relay.metrics()
 }
 
 /// User and system time of the relay so far.

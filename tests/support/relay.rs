@@ -59,7 +59,7 @@ impl Setup {
             .set("server.hostname", "\"relay.test\"")
             .set("retry.schedule", "[\"1s\", \"2s\"]")
             .set("retry.jitter", "0.0")
-            .set("spool.reserve", "\"1MiB\"")
+            .set("spool.reserve", "\"8MiB\"")
     }
 
     /// Sets a dotted key to a TOML value.
