@@ -36,7 +36,7 @@ use crate::actors::wiring::{Arbiters, WorkerDeliveries};
 use crate::admin::{self, Health};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
-use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, Origin, Recipient};
+use crate::mail::envelope::{BodyType, ContentPlace, Envelope, Origin, Recipient};
 use crate::mail::id::QueueId;
 use crate::mail::trace;
 use crate::metrics::Metrics;
@@ -174,7 +174,7 @@ impl Server {
         let plan = Plan::make(&config)?;
         let sockets = Sockets::bind(&config)?;
         let (smtp, http) = (sockets.smtp_addresses()?, sockets.http_address()?);
-        let (shared, stored) = Shared::open(&config, extras)?;
+        let (shared, counters) = Shared::open(&config, extras)?;
         let tls = TlsClients::load().map_err(|error| StartError::Config(error.to_string()))?;
         let resolver = start::resolver(&config, shared.clock.clone())?;
         let token = admin::token::read_or_create(&config.spool.path);
@@ -188,16 +188,16 @@ impl Server {
         };
         let (failed, failure) = watch::channel(None);
         let parts = shared.queue_parts(&config, plan.routes, plan.connections, Box::new(deliveries), failed);
-        let queue = arbiters.start_queue(parts, stored.counters).await;
+        let queue = arbiters.start_queue(parts, counters).await;
         let queue = queue.ok_or_else(|| StartError::Config("the queue's thread ended at once".to_owned()))?;
-        let context = shared.session_context(&config, &queue, stored.instance.clone());
+        let context = shared.session_context(&config, &queue);
         let networks = config.relay.networks.clone();
         let listener = arbiters.start_listener(sockets.smtp, networks, plan.sessions, Arc::new(context));
         let context = shared.admin_context(&config, &queue, token);
         let admin = admin::serve(sockets.http, context).map_err(system("can't start the HTTP server"))?;
         let stop_admin = admin.handle();
         actix_rt::spawn(admin);
-        shared.front.sweep(&stored.instance);
+        shared.front.sweep(&shared.instance);
         shared.health.set(Health::STARTING, None);
         Ok(Self {
             smtp,
@@ -269,9 +269,13 @@ impl Server {
         content.extend_from_slice(&message.content);
         envelope.size = content.len() as u64;
         let id = envelope.id;
+        let credit = self.shared.credits.messages.clone().acquire_owned().await;
+        let content = self.shared.store(&mut envelope, content.freeze()).await.map_err(|error| {
+            tracing::error!(%error, "content can't be stored");
+            SubmitError::Spool
+        })?;
         let (answer, committed) = oneshot::channel();
-        let content = Content::Memory(content.freeze());
-        self.queue.do_send(Enqueue { envelope, content, credits: Vec::new(), answer });
+        self.queue.do_send(Enqueue { envelope, content, credits: credit.into_iter().collect(), answer });
         match committed.await {
             Ok(Ok(())) => Ok(id),
             Ok(Err(NotQueued::Draining)) => Err(SubmitError::Draining),

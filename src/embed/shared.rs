@@ -1,8 +1,10 @@
 //! What the parts of a relay share, and what each of them is made of.
 
+use std::io;
 use std::sync::Arc;
 
 use actix::Addr;
+use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::{Extras, StartError, start, system};
@@ -12,12 +14,14 @@ use crate::actors::session::{Credits, SessionContext};
 use crate::admin::{AdminContext, Health, QueueRecipients};
 use crate::clock::SharedClock;
 use crate::config::Config;
+use crate::mail::envelope::{Content, ContentPlace, Envelope};
 use crate::maillog::MailLog;
 use crate::metrics::Metrics;
 use crate::route::plan::PlanSettings;
 use crate::route::resolver::Resolve;
 use crate::route::table::RouteTable;
 use crate::schedule::retry::RetryRules;
+use crate::spool::content::ContentFiles;
 use crate::spool::front::Front;
 use crate::spool::sled::SledSpool;
 use crate::spool::{Counters, Spool};
@@ -38,18 +42,16 @@ pub(super) struct Shared {
     pub maillog: MailLog,
     pub health: Arc<Health>,
     pub front: Front,
-}
-
-/// What an opened spool tells.
-pub(super) struct Stored {
-    pub counters: Counters,
+    pub credits: Credits,
+    /// Content up to this many bytes lives in the database.
+    pub content_threshold: usize,
     /// Names this run in content files.
     pub instance: String,
 }
 
 impl Shared {
-    /// Opens the spool and the log.
-    pub fn open(config: &Config, extras: Extras) -> Result<(Self, Stored), StartError> {
+    /// Opens the spool and the log; tells what the spool holds.
+    pub fn open(config: &Config, extras: Extras) -> Result<(Self, Counters), StartError> {
         let metrics = match extras.metrics {
             Some(metrics) => metrics,
             None => start::metrics(config)?,
@@ -57,7 +59,7 @@ impl Shared {
         let maillog = MailLog::start(&config.log, extras.log, metrics.log_lines_dropped.clone())
             .map_err(system("can't start the log thread"))?;
         let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
-        let stored = Stored { counters: spool.counters()?, instance: spool.instance().to_owned() };
+        let (counters, instance) = (spool.counters()?, spool.instance().to_owned());
         let files = spool.files();
         let front = Front::threaded(Arc::new(spool), Some(files), READERS)
             .map_err(system("can't start the spool's threads"))?;
@@ -68,8 +70,14 @@ impl Shared {
             maillog,
             health: Arc::new(Health::new()),
             front,
+            credits: Credits {
+                messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
+                memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
+            },
+            content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
+            instance,
         };
-        Ok((shared, stored))
+        Ok((shared, counters))
     }
 
     pub fn delivery_context(
@@ -121,7 +129,7 @@ impl Shared {
         }
     }
 
-    pub fn session_context(&self, config: &Config, queue: &Addr<Queue>, instance: String) -> SessionContext {
+    pub fn session_context(&self, config: &Config, queue: &Addr<Queue>) -> SessionContext {
         SessionContext {
             hostname: self.hostname.clone(),
             message_size: config.limits.message_size,
@@ -129,12 +137,9 @@ impl Shared {
             errors: config.limits.errors,
             idle_timeout: config.limits.idle_timeout,
             data_timeout: config.limits.data_timeout,
-            content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
-            instance,
-            credits: Credits {
-                messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
-                memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
-            },
+            content_threshold: self.content_threshold,
+            instance: self.instance.clone(),
+            credits: self.credits.clone(),
             queue: queue.clone().recipient(),
             front: self.front.clone(),
             clock: self.clock.clone(),
@@ -158,5 +163,22 @@ impl Shared {
             hosts: config.http.hosts.clone(),
             clock: self.clock.clone(),
         }
+    }
+
+    /// Puts the content of an embedder's message where content of its size belongs.
+    pub async fn store(&self, envelope: &mut Envelope, content: Bytes) -> io::Result<Content> {
+        if content.len() <= self.content_threshold {
+            return Ok(Content::Memory(content));
+        }
+        let (id, instance) = (envelope.id, self.instance.clone());
+        let job = move |files: &ContentFiles| {
+            let mut writer = files.create(id, &instance)?;
+            writer.write(&content)?;
+            writer.finish()
+        };
+        let gone = || Err(io::Error::other("the spool's threads are gone"));
+        let (name, size) = self.front.file_job(job).await.unwrap_or_else(gone)?;
+        envelope.place = ContentPlace::File(name.clone());
+        Ok(Content::File { name, size })
     }
 }
