@@ -86,7 +86,7 @@ fn share(files: u64, sessions: u64, connections: u64) -> (usize, usize) {
     let wanted = sessions * 2 + connections;
     let fit = |count: u64| {
         let part = if wanted <= room { count } else { count * room / wanted };
-        usize::try_from(part.max(4)).unwrap_or(usize::MAX)
+        usize::try_from(part.max(4).min(count)).unwrap_or(usize::MAX)
     };
     (fit(sessions), fit(connections))
 }
@@ -113,5 +113,6 @@ mod tests {
         assert_eq!(share(1 << 20, 1000, 1000), (1000, 1000));
         assert_eq!(share(256 + 1500, 1000, 1000), (500, 500));
         assert_eq!(share(10, 1000, 1000), (5, 5));
+        assert_eq!(share(1 << 20, 2, 1), (2, 1), "a small limit is kept");
     }
 }
