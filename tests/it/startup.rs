@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 
-use crate::support::relay;
 use crate::support::relay::{Ended, Setup};
 use crate::support::{PATIENCE, http};
 

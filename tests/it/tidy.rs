@@ -9,7 +9,11 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Files that may break a rule: file, rule, reason. Keep it short; an entry that is not needed fails.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[(
+    "src/spool/sled/open.rs",
+    "sleep",
+    "opening waits for sled's threads to let go of the file; no arbiter runs yet, and a file lock can't be waited for with a limit",
+)];
 
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 60;

@@ -1,3 +1,5 @@
+//! The bytes of each record are frozen, every value reads back, and damage is found.
+
 use proptest::prelude::*;
 
 use super::super::suite::{ARRIVED, bytes, deferred, envelope, id, last, recipient};

@@ -1,3 +1,5 @@
+//! The database on a real disk: durability, its known traps, and what a crash may leave.
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
