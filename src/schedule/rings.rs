@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::slots::{Slots, Standing};
 use crate::smtp::address::Domain;
 
-/// The rings. A destination is in at most one place; its owner keeps that promise with a flag.
+/// The rings. A destination may be in several when its standing changed; its owner knows which one counts.
 #[derive(Debug, Default)]
 pub struct Rings {
     rings: [VecDeque<Domain>; 3],
@@ -18,13 +18,14 @@ impl Rings {
         self.rings[standing as usize].push_back(destination);
     }
 
-    /// The next destination that may take a slot: rings take turns, a ring whose standing finds no room is passed.
-    pub fn pop(&mut self, slots: &Slots) -> Option<Domain> {
+    /// The next destination that may take a slot, and the standing of the ring it was in: rings take turns, a ring
+    /// whose standing finds no room is passed.
+    pub fn pop(&mut self, slots: &Slots) -> Option<(Standing, Domain)> {
         for step in 0..Standing::ALL.len() {
             let index = (self.turn + step) % Standing::ALL.len();
             if !self.rings[index].is_empty() && slots.has_room(Standing::ALL[index]) {
                 self.turn = (index + 1) % Standing::ALL.len();
-                return self.rings[index].pop_front();
+                return self.rings[index].pop_front().map(|next| (Standing::ALL[index], next));
             }
         }
         None
@@ -50,7 +51,8 @@ mod tests {
         ] {
             rings.push(standing, domain(name));
         }
-        let order: Vec<_> = std::iter::from_fn(|| rings.pop(&slots)).map(|name| name.to_string()).collect();
+        let order: Vec<_> =
+            std::iter::from_fn(|| rings.pop(&slots)).map(|(_, name)| name.to_string()).collect();
         assert_eq!(order, ["a.example", "new.example", "b.example"]);
     }
 }

@@ -1,6 +1,8 @@
 //! The threads in front of a [`Spool`]: the writer, which commits and does nothing else, and two small pools, one for
 //! reads and one for content files, so that a cold read or a large file never delays a 250.
 
+#[cfg(test)]
+pub(crate) mod by_hand;
 mod pool;
 
 use std::io;
@@ -43,6 +45,8 @@ struct Inner {
     spool: Arc<dyn Spool>,
     files: Option<ContentFiles>,
     threads: Option<Threads>,
+    #[cfg(test)]
+    hands: Option<by_hand::Hands>,
 }
 
 struct Threads {
@@ -89,12 +93,28 @@ impl Front {
             reads,
             files: file_pool,
         };
-        Ok(Self { inner: Arc::new(Inner { spool, files, threads: Some(threads) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                spool,
+                files,
+                threads: Some(threads),
+                #[cfg(test)]
+                hands: None,
+            }),
+        })
     }
 
     /// Everything runs on the calling thread at once: for simulated time. There are no content files.
     pub fn inline(spool: Arc<dyn Spool>) -> Self {
-        Self { inner: Arc::new(Inner { spool, files: None, threads: None }) }
+        Self {
+            inner: Arc::new(Inner {
+                spool,
+                files: None,
+                threads: None,
+                #[cfg(test)]
+                hands: None,
+            }),
+        }
     }
 
     /// The spool, for callers that may block.
@@ -106,6 +126,10 @@ impl Front {
     /// `done` before it commits again.
     pub fn commit(&self, ops: Vec<Op>, done: Committed) {
         let commit = Commit { ops, done };
+        #[cfg(test)]
+        if let Some(hands) = &self.inner.hands {
+            return hands.commit(&self.inner.spool, commit);
+        }
         let Some(threads) = &self.inner.threads else {
             return run(&*self.inner.spool, commit, None);
         };
@@ -127,6 +151,11 @@ impl Front {
         done: impl FnOnce(T) + Send + 'static,
     ) {
         let spool = self.inner.spool.clone();
+        #[cfg(test)]
+        if let Some(hands) = &self.inner.hands {
+            let result = job(&*spool);
+            return hands.read(Box::new(move || done(result)));
+        }
         let work = move || done(job(&*spool));
         match &self.inner.threads {
             Some(threads) => threads.reads.run(Box::new(work)),

@@ -17,6 +17,13 @@ impl MemorySpool {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Every key, for tests that look at what is left.
+    #[cfg(test)]
+    pub(crate) fn keys(&self) -> Vec<Vec<u8>> {
+        let map = self.tree.map.read().unwrap_or_else(PoisonError::into_inner);
+        map.keys().map(|key| key.to_vec()).collect()
+    }
 }
 
 /// The records of a [`MemorySpool`].

@@ -44,7 +44,7 @@ pub(super) struct OpenCommit {
     /// Recipients whose change is in `changes`.
     pub settling: Vec<(QueueId, u16)>,
     /// Destinations that leave memory with it.
-    pub leaving: Vec<Domain>,
+    pub leaving: Vec<(Domain, u64)>,
     /// Commands that wait for it.
     pub answers: Vec<oneshot::Sender<()>>,
     /// DSNs: as new mail, but never refused and never left for a later commit.
@@ -58,7 +58,7 @@ pub(super) struct OpenCommit {
 pub(super) struct UnderWay {
     pub arrivals: Vec<Arrival>,
     pub settling: Vec<(QueueId, u16)>,
-    pub leaving: Vec<Domain>,
+    pub leaving: Vec<(Domain, u64)>,
     pub answers: Vec<oneshot::Sender<()>>,
 }
 

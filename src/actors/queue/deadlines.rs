@@ -1,20 +1,23 @@
 //! Delay notices and expiry: they hold wherever a message is, through an index of their own.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use actix::{Context, Handler, Message};
 
 use super::Queue;
+use super::destinations::Phase;
 use super::residents::Place;
 use super::settle::{Failed, expired};
+use super::wakes::READ_AGAIN_MS;
 use crate::mail::dsn::ReportKind;
-use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
+use crate::mail::envelope::{Envelope, LastReply, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::mail::outcome::{Cause, CauseClass};
 use crate::schedule::retry::{self, Deadline};
-use crate::smtp::address::ReversePath;
+use crate::smtp::address::{Domain, ReversePath};
 use crate::smtp::reply::EnhancedStatus;
-use crate::spool::{Op, SpoolError};
+use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
 
 /// Deadline keys read at once.
 const KEYS_PER_READ: usize = 64;
@@ -40,8 +43,13 @@ impl Index {
         }
     }
 
-    fn note(&mut self, at_ms: u64) {
+    /// A key is on disk, or about to be.
+    pub fn note(&mut self, at_ms: u64) {
         self.next_ms = Some(self.next_ms.map_or(at_ms, |known| known.min(at_ms)));
+        if self.cursor.is_some_and(|(cursor, _)| cursor >= at_ms) {
+            // It was written later than others that have come already.
+            (self.cursor, self.known) = (None, false);
+        }
     }
 }
 
@@ -53,7 +61,15 @@ struct DeadlinesRead {
     read: Result<(Vec<Due>, Option<u64>), SpoolError>,
 }
 
-type Due = ((u64, QueueId), Result<Option<StoredMessage>, SpoolError>);
+/// A deadline that has come, its message, and what is remembered of the destinations it still waits for.
+#[derive(Debug)]
+struct Due {
+    key: (u64, QueueId),
+    message: Result<Option<StoredMessage>, SpoolError>,
+    records: Records,
+}
+
+type Records = HashMap<Domain, DestinationRecord>;
 
 /// What a message's recipients need at its deadline.
 #[derive(Debug, Default)]
@@ -76,13 +92,36 @@ impl Queue {
         at
     }
 
+    /// When there is a deadline key to read.
+    pub(super) fn next_deadline_ms(&self) -> Option<u64> {
+        self.deadlines.next_ms().filter(|_| !self.draining)
+    }
+
+    /// The deadline keys that a message may have: the one that is known, or all that policies give.
+    pub(super) fn deadline_keys(&self, envelope: &Envelope, known: Option<u64>) -> Vec<u64> {
+        if let Some(at) = known {
+            return vec![at];
+        }
+        let mut keys: Vec<u64> = Vec::with_capacity(2);
+        for recipient in &envelope.recipients {
+            let policy = self.parts.settings.retry.policy_for(&recipient.destination);
+            for silent in [false, true] {
+                let at =
+                    retry::next_deadline(policy, envelope.arrived_ms, envelope.arrived_ms, silent).at_ms();
+                if !keys.contains(&at) {
+                    keys.push(at);
+                }
+            }
+        }
+        keys
+    }
+
     pub(super) fn read_deadlines(&mut self, now_ms: u64) {
-        if self.deadlines.cursor.is_some_and(|(at, _)| at > now_ms) {
+        if self.deadlines.cursor.is_some_and(|(at, _)| at > now_ms) && !self.deadlines.reading {
             self.deadlines = Index::default();
         }
-        let due = self.deadlines.next_ms().is_some_and(|at| at <= now_ms);
         let Some(me) = self.me() else { return };
-        if !due || self.draining {
+        if self.next_deadline_ms().is_none_or(|at| at >= now_ms) {
             return;
         }
         self.deadlines.reading = true;
@@ -90,45 +129,46 @@ impl Queue {
         self.deadlines.next_ms = None;
         let (ticket, after) = (self.residents.read_begins(), self.deadlines.cursor);
         self.parts.front.read(
-            move |spool| {
-                let read = spool.deadlines(after, KEYS_PER_READ).map(|keys| {
-                    let full = keys.len() == KEYS_PER_READ;
-                    let later = keys.iter().map(|(at, _)| *at).find(|at| *at >= now_ms);
-                    let due: Vec<Due> = keys
-                        .into_iter()
-                        .take_while(|(at, _)| *at < now_ms)
-                        .map(|key| (key, spool.message(key.1)))
-                        .collect();
-                    (due, later.or(full.then_some(now_ms)))
-                });
-                DeadlinesRead { ticket, read }
-            },
+            move |spool| DeadlinesRead { ticket, read: deadlines_until(spool, after, now_ms) },
             move |read| me.do_send(read),
         );
     }
 
     fn deadlines_read(&mut self, read: DeadlinesRead) {
+        self.watch_clock();
         self.deadlines.reading = false;
         match read.read {
             Ok((due, next_ms)) => {
-                next_ms.into_iter().for_each(|at| self.deadlines.note(at));
-                for (key, stored) in due {
-                    self.deadlines.cursor = Some(key);
-                    match stored {
-                        Ok(stored) => self.deadline_came(key, stored),
-                        Err(error) => {
+                for Due { key, message, records } in due {
+                    match message {
+                        Ok(stored) => self.deadline_came(key, stored, &records),
+                        Err(error @ SpoolError::Damaged { .. }) => {
                             self.open.changes.push(Op::DeleteDeadline(key.0, key.1));
                             self.quarantine(key.1, &error.to_string());
                         }
+                        Err(error) => {
+                            self.damaged(&error);
+                            let again = self.now_ms() + READ_AGAIN_MS;
+                            self.deadlines.note(again);
+                            break;
+                        }
+                    }
+                    if self.deadlines.known {
+                        self.deadlines.cursor = Some(key);
                     }
                 }
+                next_ms.into_iter().for_each(|at| self.deadlines.note(at));
             }
-            Err(error) => self.damaged(&error),
+            Err(error) => {
+                self.damaged(&error);
+                let again = self.now_ms() + READ_AGAIN_MS;
+                self.deadlines.note(again);
+            }
         }
         self.residents.read_ends(read.ticket);
     }
 
-    fn deadline_came(&mut self, (at, id): (u64, QueueId), stored: Option<StoredMessage>) {
+    fn deadline_came(&mut self, (at, id): (u64, QueueId), stored: Option<StoredMessage>, records: &Records) {
         let now_ms = self.now_ms();
         let resident = match &stored {
             Some(stored) => self.residents.adopt(stored),
@@ -138,12 +178,13 @@ impl Queue {
             },
         };
         if resident.unsettled() == 0 || resident.deadline_ms.is_some_and(|known| known != at) {
-            // Settled, or moved on, since the key was read; the commit that did so deletes it.
+            // Settled, or moved on, since the key was read.
+            self.open.changes.push(Op::DeleteDeadline(at, id));
             return self.residents.release(id);
         }
         let envelope = resident.envelope.clone();
         let (states, places) = (resident.states.clone(), resident.places.clone());
-        let verdicts = self.judge(&envelope, &states, &places, now_ms);
+        let verdicts = self.judge(&envelope, &states, &places, records);
         self.open.changes.push(Op::DeleteDeadline(at, id));
         if let Some(next) = verdicts.next_ms {
             self.open.changes.push(Op::PutDeadline(next, id));
@@ -166,24 +207,26 @@ impl Queue {
         envelope: &Arc<Envelope>,
         states: &[RecipientState],
         places: &[Place],
-        now_ms: u64,
+        records: &Records,
     ) -> Verdicts {
+        let now_ms = self.now_ms();
         let mut verdicts = Verdicts::default();
         for (number, (state, place)) in (0..).zip(states.iter().zip(places)) {
             if state.status.is_settled() {
                 continue;
             }
-            let policy =
-                self.parts.settings.retry.policy_for(&envelope.recipients[usize::from(number)].destination);
+            let destination = &envelope.recipients[usize::from(number)].destination;
+            let policy = self.parts.settings.retry.policy_for(destination);
+            let trouble = self.trouble(destination, records);
             let busy = !matches!(place, Place::Disk | Place::Ready);
-            let failed = || Failed { number, cause: last_cause(state), host: None };
+            let failed = || Failed { number, cause: last_cause(state, trouble), host: None };
             let is_expired = policy.is_expired(envelope.arrived_ms, now_ms);
             let silent = state.delay_notified || envelope.reverse_path == ReversePath::Null;
             let deadline = |silent| retry::next_deadline(policy, envelope.arrived_ms, now_ms, silent);
-            let next = if busy || (is_expired && !self.was_tried(envelope, number, state)) {
+            let next = if busy || (is_expired && !self.was_tried(state, trouble)) {
                 now_ms + LOOK_AGAIN_MS
             } else if is_expired {
-                verdicts.expired.push(Failed { cause: expired(last_cause(state)), ..failed() });
+                verdicts.expired.push(Failed { cause: expired(failed().cause), ..failed() });
                 continue;
             } else {
                 match deadline(silent) {
@@ -199,17 +242,55 @@ impl Queue {
         verdicts
     }
 
-    /// Nothing expires that was never tried, unless its destination is known to fail (design section 6).
-    fn was_tried(&self, envelope: &Envelope, number: u16, state: &RecipientState) -> bool {
-        let destination = &envelope.recipients[usize::from(number)].destination;
-        state.attempts > 0
-            || self.destinations.map.get(destination).is_none_or(|entry| entry.record.failures > 0)
+    /// How a destination failed as a whole, if it did: what the Queue knows, else what the spool remembers.
+    fn trouble<'a>(&'a self, destination: &Domain, records: &'a Records) -> Option<&'a LastReply> {
+        let here = self
+            .destinations
+            .map
+            .get(destination)
+            .filter(|entry| matches!(entry.phase, Phase::Active | Phase::Leaving));
+        let record = here.map(|entry| &entry.record).or_else(|| records.get(destination))?;
+        record.last.as_ref().filter(|_| record.failures > 0)
+    }
+
+    /// Nothing expires that was not tried since the start, or since wall time jumped, unless its destination is known
+    /// to fail since then (design section 6).
+    fn was_tried(&self, state: &RecipientState, trouble: Option<&LastReply>) -> bool {
+        let heard = [state.last.as_ref(), trouble].into_iter().flatten();
+        heard.map(|last| last.at_ms).any(|at_ms| at_ms >= self.since_ms)
     }
 }
 
+fn deadlines_until(
+    spool: &dyn Spool,
+    after: Option<(u64, QueueId)>,
+    until_ms: u64,
+) -> Result<(Vec<Due>, Option<u64>), SpoolError> {
+    let keys = spool.deadlines(after, KEYS_PER_READ)?;
+    let full = keys.len() == KEYS_PER_READ;
+    let later = keys.iter().map(|(at, _)| *at).find(|at| *at >= until_ms);
+    let mut due = Vec::new();
+    for key in keys.into_iter().take_while(|(at, _)| *at < until_ms) {
+        let message = spool.message(key.1);
+        let mut records = Records::new();
+        if let Ok(Some(stored)) = &message {
+            let waiting = stored.envelope.recipients.iter().zip(&stored.states);
+            for (recipient, _) in waiting.filter(|(_, state)| !state.status.is_settled()) {
+                if !records.contains_key(&recipient.destination)
+                    && let Ok(Some(record)) = spool.destination(&recipient.destination)
+                {
+                    records.insert(recipient.destination.clone(), record);
+                }
+            }
+        }
+        due.push(Due { key, message, records });
+    }
+    Ok((due, later.or(full.then_some(until_ms))))
+}
+
 /// Why a recipient waits, for a report.
-fn last_cause(state: &RecipientState) -> Cause {
-    state.last.as_ref().map_or_else(
+fn last_cause(state: &RecipientState, trouble: Option<&LastReply>) -> Cause {
+    state.last.as_ref().or(trouble).map_or_else(
         || Cause {
             class: CauseClass::Connect,
             status: EnhancedStatus::new(4, 4, 1),

@@ -1,6 +1,8 @@
 //! The destinations that are in memory: their windows, their back-off and their keys on disk.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use tokio::time::Instant;
 
 use crate::actors::delivery::DeliveryHandle;
 use crate::mail::id::QueueId;
@@ -23,6 +25,17 @@ pub(super) enum Phase {
     Leaving,
 }
 
+/// Where a destination waits for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Nowhere.
+    Out,
+    /// In the ring of this standing.
+    Ring(Standing),
+    /// For a connection of its shared route.
+    Site,
+}
+
 /// One destination in memory.
 #[derive(Debug)]
 pub(super) struct Destination {
@@ -30,10 +43,10 @@ pub(super) struct Destination {
     pub phase: Phase,
     /// Back-off state, as on disk after the open commit.
     pub record: DestinationRecord,
+    /// An operator lifted the back-off while the record was still being read.
+    pub lifted: bool,
     /// Recipients waiting for a slot, in order; entries whose place is no longer `Ready` are passed over.
     pub ready: VecDeque<(QueueId, u16)>,
-    /// Recipients in memory, whatever their place.
-    pub resident: usize,
     /// Attempts under way.
     pub attempts: u32,
     pub window: Window,
@@ -48,10 +61,13 @@ pub(super) struct Destination {
     pub next_due_ms: Option<u64>,
     /// A page is being read.
     pub paging: bool,
-    /// Waiting for its turn in a ring, or for its site.
-    pub queued: bool,
+    /// No page before this time: the last one could not be read.
+    pub page_after: Option<Instant>,
+    pub line: Line,
     /// No attempt before this time: a remote address had no room.
-    pub pause_until_ms: u64,
+    pub pause_until: Option<Instant>,
+    /// Which of its leavings is the latest: an earlier commit must not let it go.
+    pub leaving: u64,
     pub delivery: Option<DeliveryHandle>,
 }
 
@@ -65,8 +81,8 @@ impl Destination {
             route,
             phase,
             record: DestinationRecord::default(),
+            lifted: false,
             ready: VecDeque::new(),
-            resident: 0,
             attempts: 0,
             window: Window::new(connections),
             standing: Standing::Unknown,
@@ -75,17 +91,11 @@ impl Destination {
             more_on_disk: false,
             next_due_ms: None,
             paging: false,
-            queued: false,
-            pause_until_ms: 0,
+            page_after: None,
+            line: Line::Out,
+            pause_until: None,
+            leaving: 0,
             delivery: None,
-        }
-    }
-
-    /// The static route whose connections it shares.
-    pub fn site(&self) -> Option<usize> {
-        match &self.route {
-            Route::Mx => None,
-            Route::Static(route) => Some(route.index),
         }
     }
 
@@ -99,31 +109,36 @@ impl Destination {
     }
 
     /// Whether it may start one more attempt, as far as it is concerned.
-    pub fn wants_slot(&self, now_ms: u64) -> bool {
+    pub fn wants_slot(&self, now_ms: u64, now: Instant) -> bool {
         self.phase == Phase::Active
             && !self.ready.is_empty()
             && self.attempts < self.window.get()
             && !self.backs_off(now_ms)
-            && self.pause_until_ms <= now_ms
+            && self.pause_until.is_none_or(|until| until <= now)
+    }
+
+    /// Whether due mail waits on disk, or may do so.
+    pub fn has_backlog(&self, now_ms: u64) -> bool {
+        self.more_on_disk || self.paging || self.next_due_ms.is_some_and(|due| due <= now_ms)
     }
 
     /// Whether due mail should be read from disk now.
-    pub fn wants_page(&self, now_ms: u64, low_water: usize) -> bool {
+    pub fn wants_page(&self, now_ms: u64, now: Instant, low_water: usize) -> bool {
         self.phase == Phase::Active
             && !self.paging
             && !self.backs_off(now_ms)
             && self.ready.len() < low_water
-            && (self.more_on_disk || self.next_due_ms.is_some_and(|due| due <= now_ms))
+            && self.has_backlog(now_ms)
+            && self.page_after.is_none_or(|after| after <= now)
     }
 
-    /// Whether nothing of it needs to be in memory.
-    pub fn is_idle(&self, now_ms: u64) -> bool {
+    /// Whether nothing of it needs to be in memory; `held` of its recipients are.
+    pub fn is_idle(&self, now_ms: u64, held: usize) -> bool {
         self.phase == Phase::Active
-            && self.resident == 0
+            && held == 0
             && self.attempts == 0
             && !self.paging
-            && (self.backs_off(now_ms) || !self.more_on_disk)
-            && (self.backs_off(now_ms) || self.next_due_ms.is_none_or(|due| due > now_ms))
+            && (self.backs_off(now_ms) || !self.has_backlog(now_ms))
     }
 
     /// When it needs the Queue again; `None` when no mail is left.
@@ -135,17 +150,18 @@ impl Destination {
         Some(due.max(self.record.retry_at_ms))
     }
 
-    /// Due mail exists on disk at this time.
+    /// Mail on disk is due at this time.
     pub fn note_due(&mut self, due_ms: u64) {
         self.next_due_ms = Some(self.next_due_ms.map_or(due_ms, |known| known.min(due_ms)));
     }
 }
 
-/// All destinations in memory, and what the static routes share.
+/// All destinations in memory, what the static routes share, and who is known to answer.
 #[derive(Debug, Default)]
 pub(super) struct Destinations {
     pub map: HashMap<Domain, Destination>,
     sites: HashMap<usize, Site>,
+    proven: Proven,
 }
 
 #[derive(Debug, Default)]
@@ -157,22 +173,81 @@ struct Site {
 impl Destinations {
     /// Takes a connection of a shared route; `false` when all are taken: the destination then waits in line.
     pub fn take_site(&mut self, destination: &Domain) -> bool {
-        let Some(Route::Static(route)) = self.map.get(destination).map(|entry| &entry.route) else {
-            return true;
-        };
+        let Some(entry) = self.map.get_mut(destination) else { return false };
+        let Route::Static(route) = &entry.route else { return true };
         let site = self.sites.entry(route.index).or_default();
         if site.attempts < route.connections {
             site.attempts += 1;
             return true;
         }
         site.waiting.push_back(destination.clone());
+        entry.line = Line::Site;
         false
     }
 
-    /// Gives it back and returns the destination that waited longest for one.
-    pub fn give_back_site(&mut self, site: Option<usize>) -> Option<Domain> {
-        let site = self.sites.get_mut(&site?)?;
-        site.attempts = site.attempts.saturating_sub(1);
-        site.waiting.pop_front()
+    /// Gives it back.
+    pub fn give_back_site(&mut self, site: usize) {
+        if let Some(site) = self.sites.get_mut(&site) {
+            site.attempts = site.attempts.saturating_sub(1);
+        }
+    }
+
+    /// The destination that has waited longest for a connection of a shared route; it waits no more.
+    pub fn next_at_site(&mut self, site: usize) -> Option<Domain> {
+        let waiting = &mut self.sites.get_mut(&site)?.waiting;
+        while let Some(next) = waiting.pop_front() {
+            if let Some(entry) = self.map.get_mut(&next)
+                && entry.line == Line::Site
+            {
+                entry.line = Line::Out;
+                return Some(next);
+            }
+        }
+        None
+    }
+
+    /// Lets a destination out of memory; how it stands is remembered for the next time. Returns its wake keys.
+    pub fn forget(&mut self, destination: &Domain, remembered: usize) -> Vec<u64> {
+        let Some(entry) = self.map.remove(destination) else { return Vec::new() };
+        match entry.asks_as() {
+            Standing::Proven => self.proven.insert(destination, remembered),
+            Standing::Troubled => self.proven.remove(destination),
+            Standing::Unknown => {}
+        }
+        entry.wakes
+    }
+
+    /// How a destination stands that comes into memory.
+    pub fn standing_of(&self, destination: &Domain) -> Standing {
+        if self.proven.contains(destination) { Standing::Proven } else { Standing::Unknown }
+    }
+}
+
+/// The destinations that answered when they were last in memory: two generations, so that it stays bounded and who is
+/// seen often is not forgotten.
+#[derive(Debug, Default)]
+struct Proven {
+    young: HashSet<Domain>,
+    old: HashSet<Domain>,
+}
+
+impl Proven {
+    fn insert(&mut self, destination: &Domain, bound: usize) {
+        if self.young.contains(destination) {
+            return;
+        }
+        if self.young.len() >= bound {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(destination.clone());
+    }
+
+    fn remove(&mut self, destination: &Domain) {
+        self.young.remove(destination);
+        self.old.remove(destination);
+    }
+
+    fn contains(&self, destination: &Domain) -> bool {
+        self.young.contains(destination) || self.old.contains(destination)
     }
 }

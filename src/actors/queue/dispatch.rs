@@ -1,12 +1,15 @@
 //! Handing out connection slots: whose turn it is, and what an attempt carries.
 
+use tokio::time::Instant;
+
 use crate::actors::delivery::messages::{Attempt, ReportGuard};
 use crate::mail::id::QueueId;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
 
+use super::destinations::Line;
 use super::residents::Place;
-use super::{Queue, SLOW_AFTER_MS};
+use super::{Queue, SLOW_AFTER};
 
 /// An attempt under way.
 #[derive(Debug)]
@@ -14,19 +17,20 @@ pub(super) struct Running {
     pub destination: Domain,
     pub id: QueueId,
     pub recipients: Vec<u16>,
-    pub started_ms: u64,
+    pub started: Instant,
     /// The standing its slot is counted under.
     pub standing: Standing,
     pub slow: bool,
 }
 
 impl Queue {
-    /// Puts a destination in line when it has mail to send and is not there yet.
+    /// Puts a destination in line when it has mail to send and is not there yet under the standing it has now.
     pub(super) fn offer(&mut self, destination: &Domain) {
-        let now_ms = self.parts.clock.now_ms();
+        let (now_ms, now) = (self.now_ms(), self.parts.clock.instant());
         let Some(entry) = self.destinations.map.get_mut(destination) else { return };
-        if !entry.queued && entry.wants_slot(now_ms) {
-            entry.queued = true;
+        let line = Line::Ring(entry.asks_as());
+        if entry.line != Line::Site && entry.line != line && entry.wants_slot(now_ms, now) {
+            entry.line = line;
             self.rings.push(entry.asks_as(), destination.clone());
         }
     }
@@ -35,17 +39,21 @@ impl Queue {
         if self.draining || self.failed {
             return;
         }
-        while let Some(destination) = self.rings.pop(&self.slots) {
-            let now_ms = self.parts.clock.now_ms();
-            let Some(entry) = self.destinations.map.get_mut(&destination) else { continue };
-            entry.queued = false;
-            if !entry.wants_slot(now_ms) {
+        while let Some((standing, destination)) = self.rings.pop(&self.slots) {
+            let (now_ms, now) = (self.now_ms(), self.parts.clock.instant());
+            let Some(entry) = self.destinations.map.get_mut(&destination) else {
+                self.offer_site(&destination);
+                continue;
+            };
+            if entry.line != Line::Ring(standing) {
+                continue;
+            }
+            entry.line = Line::Out;
+            if !entry.wants_slot(now_ms, now) {
+                self.offer_site(&destination);
                 continue;
             }
             if !self.destinations.take_site(&destination) {
-                if let Some(entry) = self.destinations.map.get_mut(&destination) {
-                    entry.queued = true;
-                }
                 continue;
             }
             if !self.start_attempt(&destination, now_ms) {
@@ -57,20 +65,17 @@ impl Queue {
 
     /// Starts one attempt with what is ready; `false` when nothing was.
     fn start_attempt(&mut self, destination: &Domain, now_ms: u64) -> bool {
+        let Some(me) = self.me.clone() else { return false };
         let Some((id, recipients)) = self.next_transaction(destination) else { return false };
         let Some(resident) = self.residents.get(id) else { return false };
         let (envelope, content) = (resident.envelope.clone(), resident.content.clone());
         let first = recipients.iter().any(|number| resident.states[usize::from(*number)].attempts == 0);
-        for number in &recipients {
-            self.residents.put(id, *number, Place::InFlight);
-        }
         let Some(entry) = self.destinations.map.get_mut(destination) else { return false };
         let standing = entry.asks_as();
         entry.attempts += 1;
         self.slots.take(standing);
         self.last_ticket += 1;
         let ticket = self.last_ticket;
-        let Some(me) = self.me.clone() else { return false };
         let deliveries = &self.parts.deliveries;
         let route = entry.route.clone();
         let handle = entry.delivery.get_or_insert_with(|| deliveries.start(destination, &route));
@@ -93,7 +98,7 @@ impl Queue {
             destination: destination.clone(),
             id,
             recipients,
-            started_ms: now_ms,
+            started: self.parts.clock.instant(),
             standing,
             slow: false,
         };
@@ -101,9 +106,10 @@ impl Queue {
         true
     }
 
-    /// The recipients at the front of the line that one transaction can carry: those of one message.
+    /// Takes the recipients at the front of the line that one transaction can carry: those of one message.
     fn next_transaction(&mut self, destination: &Domain) -> Option<(QueueId, Vec<u16>)> {
         let entry = self.destinations.map.get_mut(destination)?;
+        let most = self.parts.settings.recipients_per_transaction;
         let mut found: Option<(QueueId, Vec<u16>)> = None;
         while let Some((id, number)) = entry.ready.front().copied() {
             let ready =
@@ -111,34 +117,49 @@ impl Queue {
             if ready {
                 match &mut found {
                     None => found = Some((id, vec![number])),
-                    Some((first, numbers))
-                        if *first == id && numbers.len() < self.parts.settings.recipients_per_transaction =>
-                    {
-                        numbers.push(number);
-                    }
+                    Some((first, numbers)) if *first == id && numbers.len() < most => numbers.push(number),
                     Some(_) => break,
                 }
+                // At once: one that is in line twice must not be found twice.
+                self.residents.put(id, number, Place::InFlight);
             }
             entry.ready.pop_front();
         }
         found
     }
 
-    /// Gives back the connection of a shared route and lets the destination that waited longest ask again.
+    /// Gives back the connection of a shared route.
     pub(super) fn free_site(&mut self, destination: &Domain) {
-        let site = self.destinations.map.get(destination).and_then(super::destinations::Destination::site);
-        if let Some(next) = self.destinations.give_back_site(site)
-            && let Some(entry) = self.destinations.map.get_mut(&next)
-        {
-            entry.queued = false;
+        if let Some(site) = self.site_of(destination) {
+            self.destinations.give_back_site(site);
+            self.offer_site(destination);
+        }
+    }
+
+    /// Lets the destination that waited longest for a connection of the shared route ask again, or the next one that
+    /// still wants one: whoever does not use its turn must pass it on.
+    fn offer_site(&mut self, destination: &Domain) {
+        let Some(site) = self.site_of(destination) else { return };
+        while let Some(next) = self.destinations.next_at_site(site) {
             self.offer(&next);
+            if self.destinations.map.get(&next).is_some_and(|entry| entry.line != Line::Out) {
+                return;
+            }
+        }
+    }
+
+    fn site_of(&self, destination: &Domain) -> Option<usize> {
+        match self.destinations.map.get(destination) {
+            Some(entry) => entry.route.site(),
+            None => self.parts.settings.routes.route_for(destination).site(),
         }
     }
 
     /// Attempts that run for long count as trouble from then on, so that they can't fill the slots of others.
-    pub(super) fn mark_slow_attempts(&mut self, now_ms: u64) {
+    pub(super) fn mark_slow_attempts(&mut self, now: Instant) {
+        let mut slow = Vec::new();
         for running in self.attempts.values_mut() {
-            if running.slow || now_ms.saturating_sub(running.started_ms) < SLOW_AFTER_MS {
+            if running.slow || now.saturating_duration_since(running.started) < SLOW_AFTER {
                 continue;
             }
             running.slow = true;
@@ -146,7 +167,10 @@ impl Queue {
             running.standing = Standing::Troubled;
             if let Some(entry) = self.destinations.map.get_mut(&running.destination) {
                 entry.slow += 1;
+                slow.push(running.destination.clone());
             }
         }
+        let keep = self.low_water();
+        slow.iter().for_each(|destination| self.unready(destination, keep));
     }
 }

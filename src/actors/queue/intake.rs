@@ -9,10 +9,12 @@ use super::destinations::{Destination, Phase};
 use super::messages::{Enqueue, NotQueued};
 use super::residents::Place;
 use crate::mail::envelope::{Content, Envelope};
+use crate::mail::id::QueueId;
+use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
 
-/// While older mail waits on disk, fresh mail fills at most this part of a window, so that the older gets its turn.
-const FRESH_SHARE: usize = 4;
+/// Recipients that any destination may have in memory though memory is full: the queues of others must not stop it.
+pub(super) const HELD_MIN: usize = 4;
 
 impl Queue {
     pub(super) fn enqueue(&mut self, message: Enqueue) {
@@ -48,33 +50,42 @@ impl Queue {
         Arrival { envelope, content, deadline_ms, wakes, waiting }
     }
 
-    /// Counts one more resident recipient of a destination; returns the wake key to write when it has none.
+    /// A destination gets mail; returns the wake key to write when none of its keys is early enough.
     fn expect_mail(&mut self, destination: &Domain, arrived_ms: u64) -> Option<u64> {
-        if !self.destinations.map.contains_key(destination) {
-            let full = self.destinations.map.len() >= self.parts.settings.memory.destinations;
-            let phase = if full { Phase::Parked } else { Phase::Loading };
-            self.add_destination(destination, phase);
-        }
+        self.keep_destination(destination);
         let entry = self.destinations.map.get_mut(destination)?;
-        entry.resident += 1;
-        if entry.phase == Phase::Leaving {
-            entry.phase = Phase::Active;
+        if entry.wakes.iter().any(|at| *at <= arrived_ms) {
+            return None;
         }
-        if entry.wakes.is_empty() {
-            entry.wakes.push(arrived_ms);
-            return Some(arrived_ms);
-        }
-        None
+        entry.wakes.push(arrived_ms);
+        Some(arrived_ms)
     }
 
-    pub(super) fn add_destination(&mut self, destination: &Domain, phase: Phase) -> &mut Destination {
+    /// Makes sure that a destination whose mail is in memory is there too.
+    pub(super) fn keep_destination(&mut self, destination: &Domain) {
+        match self.destinations.map.get_mut(destination) {
+            Some(entry) if entry.phase == Phase::Leaving => entry.phase = Phase::Active,
+            Some(_) => {}
+            None => {
+                let phase = if self.destinations_are_full() { Phase::Parked } else { Phase::Loading };
+                self.add_destination(destination, phase);
+            }
+        }
+    }
+
+    pub(super) fn destinations_are_full(&self) -> bool {
+        self.destinations.map.len() >= self.parts.settings.memory.destinations
+    }
+
+    pub(super) fn add_destination(&mut self, destination: &Domain, phase: Phase) {
         let settings = &self.parts.settings;
         let route = settings.routes.route_for(destination);
-        let entry = Destination::new(route, phase, settings.connections_per_destination);
+        let mut entry = Destination::new(route, phase, settings.connections_per_destination);
+        entry.standing = self.destinations.standing_of(destination);
+        self.destinations.map.insert(destination.clone(), entry);
         if phase == Phase::Loading {
             self.load_destination(destination);
         }
-        self.destinations.map.entry(destination.clone()).or_insert(entry)
     }
 
     /// The commit under way is on disk.
@@ -90,13 +101,16 @@ impl Queue {
         for arrival in done.arrivals {
             self.accepted(arrival);
         }
-        for destination in done.leaving {
-            self.forget_if_leaving(&destination);
+        for (destination, leaving) in done.leaving {
+            self.forget_if_leaving(&destination, leaving);
+        }
+        if self.residents.no_reads() {
+            self.condemned.clear();
         }
     }
 
     fn accepted(&mut self, arrival: Arrival) {
-        let Arrival { envelope, waiting, .. } = arrival;
+        let Arrival { envelope, waiting, deadline_ms, .. } = arrival;
         if let Some(waiting) = waiting {
             // From here on the message is ours.
             let _ = waiting.answer.send(Ok(()));
@@ -106,36 +120,55 @@ impl Queue {
             metrics.bytes_accepted.inc_by(envelope.size);
             self.parts.maillog.accepted(&envelope, self.now_ms());
         }
-        let window = self.parts.settings.memory.window;
+        self.deadlines.note(deadline_ms);
+        let now_ms = self.now_ms();
         for (number, recipient) in (0..).zip(&envelope.recipients) {
-            let memory_full = self.residents.content_bytes() > self.parts.settings.memory.content
-                || self.residents.held() > self.parts.settings.memory.recipients;
+            let room = self.residents.has_wish(envelope.id, number)
+                || self.room_for_fresh(&recipient.destination, now_ms);
             let Some(entry) = self.destinations.map.get_mut(&recipient.destination) else { continue };
-            let room = if entry.more_on_disk { window / FRESH_SHARE } else { window };
-            let backs_off = entry.record.retry_at_ms > envelope.arrived_ms;
-            if memory_full || entry.phase == Phase::Parked || backs_off || entry.ready.len() >= room {
-                entry.more_on_disk = true;
-                self.to_disk(envelope.id, number, &recipient.destination);
-            } else {
+            if room {
                 entry.ready.push_back((envelope.id, number));
                 self.residents.put(envelope.id, number, Place::Ready);
                 self.offer(&recipient.destination);
+            } else {
+                entry.more_on_disk = true;
+                self.to_disk(envelope.id, number, &recipient.destination);
             }
+            self.grant_wish(envelope.id, number);
         }
     }
 
-    /// Drops a recipient from memory; it is found again through the due index.
-    pub(super) fn to_disk(&mut self, id: crate::mail::id::QueueId, number: u16, destination: &Domain) {
-        let change = self.residents.put(id, number, Place::Disk);
-        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
-        if change < 0 {
-            entry.resident = entry.resident.saturating_sub(1);
+    /// Whether a fresh recipient of a destination may wait for its slot in memory.
+    ///
+    /// While older mail waits on disk there is little room, so that pages of the older mail find theirs; but some, so that
+    /// deliveries need not wait for the disk.
+    fn room_for_fresh(&self, destination: &Domain, now_ms: u64) -> bool {
+        let memory = &self.parts.settings.memory;
+        let Some(entry) = self.destinations.map.get(destination) else { return false };
+        if entry.phase == Phase::Parked
+            || entry.backs_off(now_ms)
+            || self.residents.content_bytes() > memory.content
+            || (self.residents.held() > memory.recipients && self.residents.held_for(destination) > HELD_MIN)
+        {
+            return false;
         }
-        let now_ms = self.parts.clock.now_ms();
-        if entry.phase == Phase::Parked && entry.resident == 0 {
-            self.destinations.map.remove(destination);
-        } else {
+        let room = match entry.asks_as() {
+            _ if entry.has_backlog(now_ms) => (self.low_water() / 2).max(1),
+            Standing::Troubled => self.low_water(),
+            Standing::Unknown | Standing::Proven => memory.window,
+        };
+        entry.ready.len() < room
+    }
+
+    /// Drops a recipient from memory; it is found again through the due index.
+    pub(super) fn to_disk(&mut self, id: QueueId, number: u16, destination: &Domain) {
+        self.residents.put(id, number, Place::Disk);
+        let now_ms = self.now_ms();
+        let Some(entry) = self.destinations.map.get(destination) else { return };
+        if entry.phase != Phase::Parked {
             self.leave_if_idle(destination, now_ms);
+        } else if self.residents.held_for(destination) == 0 {
+            self.forget(destination);
         }
     }
 

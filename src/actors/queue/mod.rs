@@ -22,8 +22,12 @@ mod paging;
 mod reports;
 mod residents;
 mod settle;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod wakes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +45,7 @@ use crate::actors::delivery::messages as delivery;
 use crate::actors::delivery::messages::AttemptReport;
 use crate::admin::Health;
 use crate::clock::SharedClock;
+use crate::mail::id::QueueId;
 use crate::maillog::MailLog;
 use crate::metrics::Metrics;
 use crate::route::table::RouteTable;
@@ -55,7 +60,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// The longest sleep: bounds how late a jump of wall time is noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// An attempt that runs longer than this is slow, and so is its destination.
-const SLOW_AFTER_MS: u64 = 10_000;
+const SLOW_AFTER: Duration = Duration::from_secs(10);
+/// When wall time and monotonic time part by more than this, wall time has jumped.
+const JUMP_MS: u64 = 3_600_000;
 
 /// What the Queue needs to know.
 #[derive(Debug)]
@@ -129,9 +136,21 @@ pub struct Queue {
     under_way: Option<UnderWay>,
     commit_began: Option<Instant>,
     counters: Counters,
-    wakes: paging::Index,
+    wakes: wakes::Index,
     deadlines: deadlines::Index,
     timer: Option<(Instant, SpawnHandle)>,
+    /// Wall and monotonic time as last seen.
+    seen: (u64, Instant),
+    /// The start, or the last jump of wall time: what is older says nothing of whether mail can be delivered.
+    since_ms: u64,
+    /// When the attempts and destinations in memory were last looked after.
+    looked: Option<Instant>,
+    /// Crashes in a row, of recipients whose last attempt crashed.
+    crashes: HashMap<(QueueId, u16), u32>,
+    /// Messages on their way to quarantine.
+    condemned: HashSet<QueueId>,
+    /// Reports to senders whose original is being read.
+    writing: usize,
     failed: bool,
     draining: bool,
     drained: Vec<oneshot::Sender<()>>,
@@ -140,6 +159,7 @@ pub struct Queue {
 impl Queue {
     /// A queue over a spool with these counters.
     pub fn new(parts: QueueParts, counters: Counters) -> Self {
+        let (now_ms, now) = (parts.clock.now_ms(), parts.clock.instant());
         let slots = Slots::new(parts.settings.connections);
         parts.metrics.slots_limit.set(i64::try_from(slots.total()).unwrap_or(i64::MAX));
         Self {
@@ -155,9 +175,15 @@ impl Queue {
             under_way: None,
             commit_began: None,
             counters,
-            wakes: paging::Index::default(),
+            wakes: wakes::Index::default(),
             deadlines: deadlines::Index::default(),
             timer: None,
+            seen: (now_ms, now),
+            since_ms: now_ms,
+            looked: None,
+            crashes: HashMap::new(),
+            condemned: HashSet::new(),
+            writing: 0,
             failed: false,
             draining: false,
             drained: Vec::new(),
@@ -172,12 +198,28 @@ impl Queue {
         self.me.clone()
     }
 
-    /// What every handler ends with: hand out slots, start a commit, set the alarm.
+    /// What every handler ends with: see what time it is, hand out slots, start a commit, set the alarm.
     fn turn(&mut self, ctx: &mut Context<Self>) {
+        let now_ms = self.watch_clock();
+        self.read_wakes(now_ms);
+        self.read_deadlines(now_ms);
         self.dispatch();
         self.start_commit();
         self.set_timer(ctx);
         self.finish_drain();
+    }
+
+    /// Notices a jump of wall time (design section 6).
+    fn watch_clock(&mut self) -> u64 {
+        let (now_ms, now) = (self.now_ms(), self.parts.clock.instant());
+        let passed = now.saturating_duration_since(self.seen.1).as_millis();
+        let expected = self.seen.0.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
+        if now_ms.abs_diff(expected) > JUMP_MS {
+            tracing::warn!(from_ms = expected, to_ms = now_ms, "wall time has jumped");
+            self.since_ms = now_ms;
+        }
+        self.seen = (now_ms, now);
+        now_ms
     }
 
     fn start_commit(&mut self) {
@@ -211,11 +253,12 @@ impl Queue {
         }
         let now_ms = self.now_ms();
         let mut sleep = SLEEP_MAX;
-        if !self.attempts.is_empty() || self.destinations.map.values().next().is_some() {
+        if !self.attempts.is_empty() || !self.destinations.map.is_empty() {
             sleep = TICK;
         }
-        for next in [self.wakes.next_ms(), self.deadlines.next_ms()].into_iter().flatten() {
-            sleep = sleep.min(Duration::from_millis(next.saturating_sub(now_ms).max(1)));
+        for next in [self.next_wake_ms(), self.next_deadline_ms()].into_iter().flatten() {
+            // Keys of this very millisecond are read in the next one.
+            sleep = sleep.min(Duration::from_millis((next + 1).saturating_sub(now_ms).max(1)));
         }
         let at = self.parts.clock.instant() + sleep;
         if let Some((armed, handle)) = self.timer {
@@ -232,17 +275,22 @@ impl Queue {
         self.timer = Some((at, handle));
     }
 
+    /// Looks after what is in memory, at most once in [`TICK`]: the timer also rings for single wake keys.
     fn tick(&mut self) {
-        let now_ms = self.now_ms();
-        self.mark_slow_attempts(now_ms);
-        self.look_after_destinations(now_ms);
-        self.read_wakes(now_ms);
-        self.read_deadlines(now_ms);
+        let now = self.parts.clock.instant();
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < TICK) {
+            return;
+        }
+        self.looked = Some(now);
+        self.mark_slow_attempts(now);
+        self.look_after_destinations(self.now_ms());
     }
 
     fn finish_drain(&mut self) {
-        let idle =
-            self.attempts.is_empty() && self.under_way.is_none() && (self.open.is_empty() || self.failed);
+        let idle = self.attempts.is_empty()
+            && self.writing == 0
+            && self.under_way.is_none()
+            && (self.open.is_empty() || self.failed);
         if self.draining && idle {
             self.drained.drain(..).for_each(|waiting| drop(waiting.send(())));
         }
@@ -254,7 +302,6 @@ impl Actor for Queue {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.me = Some(ctx.address());
-        self.tick();
         self.turn(ctx);
     }
 }

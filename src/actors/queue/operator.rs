@@ -4,6 +4,7 @@ use actix::{Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
 use super::Queue;
+use super::destinations::Phase;
 use super::messages::{Command, CommandResult, CommandVerb};
 use super::residents::{Place, Wish};
 use crate::mail::envelope::{LastReply, Status, StoredMessage};
@@ -75,7 +76,7 @@ impl Queue {
         let (mut recipients, mut in_flight) = (0, 0);
         for (number, place) in &wanted {
             match (place, command.verb) {
-                (Place::InFlight, verb) => {
+                (Place::InFlight | Place::Arriving, verb) => {
                     in_flight += 1;
                     let wish = if verb == CommandVerb::Remove { Wish::Remove } else { Wish::Retry };
                     if let Some(resident) = self.residents.get_mut(id) {
@@ -129,26 +130,28 @@ impl Queue {
     pub(super) fn retry_recipient(&mut self, id: QueueId, number: u16) {
         let now_ms = self.now_ms();
         let Some(resident) = self.residents.get(id) else { return };
-        let waits = matches!(resident.places[usize::from(number)], Place::Disk | Place::Settling);
+        let waits = matches!(resident.places[usize::from(number)], Place::Disk | Place::Settling(_));
         let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
         if waits {
             self.reschedule(id, number, now_ms);
         }
-        if let Some(entry) = self.destinations.map.get_mut(&destination) {
-            entry.record.retry_at_ms = 0;
-            entry.pause_until_ms = 0;
+        self.keep_destination(&destination);
+        let Some(entry) = self.destinations.map.get_mut(&destination) else { return };
+        entry.pause_until = None;
+        entry.record.retry_at_ms = 0;
+        if matches!(entry.phase, Phase::Active | Phase::Leaving) {
             if entry.record.failures > 0 {
                 self.open.changes.push(Op::PutDestination(destination.clone(), entry.record.clone()));
             }
         } else {
             // Its record is not in memory: forget its failures, so that it is tried at once.
+            entry.lifted = true;
             self.open.changes.push(Op::DeleteDestination(destination.clone()));
         }
-        self.open.changes.push(Op::PutWake(now_ms, destination.clone()));
-        if let Some(entry) = self.destinations.map.get_mut(&destination) {
+        if !entry.wakes.contains(&now_ms) {
             entry.wakes.push(now_ms);
+            self.open.changes.push(Op::PutWake(now_ms, destination));
         }
-        self.wakes.note(now_ms + 1);
     }
 
     /// Refreshes the gauges that are computed, not counted.

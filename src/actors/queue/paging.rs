@@ -1,62 +1,23 @@
-//! Mail that waits on disk: which destinations to wake, and the pages of their due recipients.
+//! Mail that waits on disk: a destination's record, and the pages of its due recipients.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use actix::{Context, Handler, Message};
 
 use super::Queue;
 use super::destinations::Phase;
+use super::intake::HELD_MIN;
 use super::residents::Place;
+use super::wakes::READ_AGAIN_MS;
 use crate::mail::envelope::Status;
 use crate::mail::id::QueueId;
+use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
 use crate::spool::{DestinationRecord, DuePage, Op, SpoolError};
 
-/// Wake keys read at once.
-const WAKES_PER_READ: usize = 256;
 /// Due recipients read at once.
 const PAGE: usize = 250;
-
-/// How far the wake index has been read. Keys before the cursor belong to destinations in memory.
-#[derive(Debug, Default)]
-pub(super) struct Index {
-    cursor: Option<(u64, Domain)>,
-    next: Next,
-    reading: bool,
-}
-
-/// What is known of the first key after the cursor.
-#[derive(Clone, Copy, Debug, Default)]
-enum Next {
-    /// Nothing: read.
-    #[default]
-    Unknown,
-    /// It is not before this time.
-    At(u64),
-    /// There is none.
-    Nothing,
-}
-
-impl Index {
-    /// When to read again.
-    pub fn next_ms(&self) -> Option<u64> {
-        match self.next {
-            Next::Unknown if self.reading => None,
-            Next::Unknown => Some(0),
-            Next::At(at) => Some(at),
-            Next::Nothing => None,
-        }
-    }
-
-    /// A key was written.
-    pub fn note(&mut self, at_ms: u64) {
-        self.next = match self.next {
-            Next::Unknown => Next::Unknown,
-            Next::At(known) => Next::At(known.min(at_ms)),
-            Next::Nothing => Next::At(at_ms),
-        };
-    }
-}
 
 /// Spool → Queue: a destination's record and a page of its due mail.
 #[derive(Debug, Message)]
@@ -69,20 +30,29 @@ struct PageRead {
     full: bool,
 }
 
-/// Spool → Queue: the first wake keys.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct WakesRead {
-    keys: Result<Vec<(u64, Domain)>, SpoolError>,
-}
-
 impl Queue {
     /// Reads the record and the first page of a destination that came into memory.
     pub(super) fn load_destination(&mut self, destination: &Domain) {
-        self.read_page(destination, HashSet::new(), true);
+        self.read_page(destination, HashSet::new(), self.page(), true);
     }
 
-    fn read_page(&mut self, destination: &Domain, skip: HashSet<(QueueId, u16)>, with_record: bool) {
+    /// As many recipients as a page may bring.
+    fn page(&self) -> usize {
+        PAGE.min(self.parts.settings.memory.window).max(1)
+    }
+
+    /// With fewer recipients than these in line, a destination gets more from disk.
+    pub(super) fn low_water(&self) -> usize {
+        (self.page() / 2).max(1)
+    }
+
+    fn read_page(
+        &mut self,
+        destination: &Domain,
+        skip: HashSet<(QueueId, u16)>,
+        limit: usize,
+        with_record: bool,
+    ) {
         let Some(me) = self.me() else { return };
         let ticket = self.residents.read_begins();
         let until_ms = self.now_ms();
@@ -91,8 +61,8 @@ impl Queue {
         self.parts.front.read(
             move |spool| {
                 let record = with_record.then(|| spool.destination(&name));
-                let page = spool.due(&name, until_ms, &skip, PAGE);
-                let full = page.as_ref().is_ok_and(|page| page.items.len() >= PAGE);
+                let page = spool.due(&name, until_ms, &skip, limit);
+                let full = page.as_ref().is_ok_and(|page| page.items.len() >= limit);
                 PageRead { destination: name, ticket, record, page, full }
             },
             move |read| me.do_send(read),
@@ -101,17 +71,24 @@ impl Queue {
 
     /// Reads more due mail of a destination when its window has room for it.
     pub(super) fn refill(&mut self, destination: &Domain, now_ms: u64) {
-        let low_water = PAGE / 2;
-        let memory_full = self.residents.held() > self.parts.settings.memory.recipients;
+        let (now, low_water) = (self.parts.clock.instant(), self.low_water());
+        let memory = self.parts.settings.memory;
         let Some(entry) = self.destinations.map.get_mut(destination) else { return };
-        if self.draining || memory_full || !entry.wants_page(now_ms, low_water) {
+        if self.draining || !entry.wants_page(now_ms, now, low_water) {
+            return;
+        }
+        let mut limit = PAGE.min(memory.window.saturating_sub(entry.ready.len())).max(1);
+        if self.residents.held() > memory.recipients {
+            limit = limit.min(HELD_MIN.saturating_sub(self.residents.held_for(destination)));
+        }
+        if limit == 0 {
             return;
         }
         entry.paging = true;
         entry.more_on_disk = false;
         entry.next_due_ms = None;
         let skip = self.residents.in_memory_for(destination);
-        self.read_page(destination, skip, false);
+        self.read_page(destination, skip, limit, false);
     }
 
     fn page_read(&mut self, read: PageRead) {
@@ -126,7 +103,7 @@ impl Queue {
         }
         match page {
             Ok(page) => self.adopt_page(&destination, page, full),
-            Err(error) => self.damaged(&error),
+            Err(error) => self.page_failed(&destination, &error),
         }
         if let Some(entry) = self.destinations.map.get_mut(&destination) {
             entry.paging = false;
@@ -144,21 +121,39 @@ impl Queue {
             return;
         }
         entry.phase = Phase::Active;
-        entry.record = record.unwrap_or_default();
-        if entry.record.failures > 0 {
-            entry.standing = crate::schedule::slots::Standing::Troubled;
+        if !entry.lifted {
+            entry.record = record.unwrap_or_default();
         }
+        if entry.record.failures > 0 {
+            entry.standing = Standing::Troubled;
+        }
+        // What happens in the meantime must not let it go before its page is looked at.
+        entry.paging = true;
         let now_ms = self.parts.clock.now_ms();
         if entry.backs_off(now_ms) {
-            self.unready(destination);
+            self.unready(destination, 0);
+        }
+    }
+
+    /// Its mail is still there, whatever the reason: a page is asked for again, but not at once.
+    fn page_failed(&mut self, destination: &Domain, error: &SpoolError) {
+        self.damaged(error);
+        let again = self.parts.clock.instant() + Duration::from_millis(READ_AGAIN_MS);
+        if let Some(entry) = self.destinations.map.get_mut(destination) {
+            entry.more_on_disk = true;
+            entry.page_after = Some(again);
         }
     }
 
     fn adopt_page(&mut self, destination: &Domain, page: DuePage, full: bool) {
         let now_ms = self.now_ms();
         let backs_off = self.destinations.map.get(destination).is_none_or(|entry| entry.backs_off(now_ms));
+        let mut later = page.next_due_ms;
         for (id, reason) in page.damaged {
-            self.quarantine(id, &reason);
+            if !self.quarantine(id, &reason) {
+                let again = now_ms + READ_AGAIN_MS;
+                later = Some(later.map_or(again, |due| due.min(again)));
+            }
         }
         let mut left = full;
         for (key, stored) in page.items {
@@ -171,57 +166,28 @@ impl Queue {
             let due = resident.places[number] == Place::Disk
                 && resident.states[number].status == Status::Queued
                 && resident.states[number].due_ms <= now_ms;
-            if due && self.residents.put(key.id, key.number, Place::Ready) > 0 {
-                if let Some(entry) = self.destinations.map.get_mut(destination) {
-                    entry.ready.push_back((key.id, key.number));
-                    entry.resident += 1;
-                }
+            if due && let Some(entry) = self.destinations.map.get_mut(destination) {
+                entry.ready.push_back((key.id, key.number));
+                self.residents.put(key.id, key.number, Place::Ready);
             } else {
                 self.residents.release(key.id);
             }
         }
         if let Some(entry) = self.destinations.map.get_mut(destination) {
             entry.more_on_disk |= left;
-            page.next_due_ms.into_iter().for_each(|due| entry.note_due(due));
+            later.into_iter().for_each(|due| entry.note_due(due));
         }
     }
 
-    /// Takes a destination's waiting mail out of memory; it stays on disk.
-    pub(super) fn unready(&mut self, destination: &Domain) {
+    /// Takes a destination's waiting mail out of memory, but for the first `keep`; it stays on disk.
+    pub(super) fn unready(&mut self, destination: &Domain, keep: usize) {
         let Some(entry) = self.destinations.map.get_mut(destination) else { return };
-        let ready = std::mem::take(&mut entry.ready);
+        let ready = entry.ready.split_off(keep.min(entry.ready.len()));
         entry.more_on_disk |= !ready.is_empty();
         for (id, number) in ready {
             if self.residents.get(id).is_some_and(|at| at.places[usize::from(number)] == Place::Ready) {
                 self.to_disk(id, number, destination);
             }
-        }
-    }
-
-    /// Lets a destination go that needs nothing now: one wake key stays, at the time when it needs something.
-    pub(super) fn leave_if_idle(&mut self, destination: &Domain, now_ms: u64) {
-        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
-        if self.draining || !entry.is_idle(now_ms) {
-            return;
-        }
-        entry.phase = Phase::Leaving;
-        let wake = entry.next_wake_ms(now_ms);
-        let old = std::mem::replace(&mut entry.wakes, wake.into_iter().collect());
-        for at in old.iter().filter(|at| Some(**at) != wake) {
-            self.open.changes.push(Op::DeleteWake(*at, destination.clone()));
-        }
-        if let Some(at) = wake
-            && !old.contains(&at)
-        {
-            self.open.changes.push(Op::PutWake(at, destination.clone()));
-        }
-        wake.into_iter().for_each(|at| self.wakes.note(at));
-        self.open.leaving.push(destination.clone());
-    }
-
-    pub(super) fn forget_if_leaving(&mut self, destination: &Domain) {
-        if self.destinations.map.get(destination).is_some_and(|entry| entry.phase == Phase::Leaving) {
-            self.destinations.map.remove(destination);
         }
     }
 
@@ -235,81 +201,31 @@ impl Queue {
         }
     }
 
-    pub(super) fn read_wakes(&mut self, now_ms: u64) {
-        if self.wakes.cursor.as_ref().is_some_and(|(at, _)| *at > now_ms) {
-            // Wall time went back: keys may lie before the cursor.
-            self.wakes.cursor = None;
-            self.wakes.next = Next::Unknown;
-        }
-        let due = self.wakes.next_ms().is_some_and(|at| at <= now_ms);
-        let Some(me) = self.me() else { return };
-        let full = self.destinations.map.len() >= self.parts.settings.memory.destinations;
-        if !due || self.wakes.reading || self.draining || full {
-            return;
-        }
-        self.wakes.reading = true;
-        self.wakes.next = Next::Nothing;
-        let after = self.wakes.cursor.clone();
-        self.parts.front.read(
-            move |spool| WakesRead { keys: spool.wakes(after.as_ref(), WAKES_PER_READ) },
-            move |read| me.do_send(read),
-        );
-    }
-
-    fn wakes_read(&mut self, read: WakesRead) {
-        self.wakes.reading = false;
-        let keys = match read.keys {
-            Ok(keys) => keys,
-            Err(error) => return self.damaged(&error),
-        };
-        let now_ms = self.now_ms();
-        let all = keys.len() < WAKES_PER_READ;
-        for (at, destination) in keys {
-            let full = self.destinations.map.len() >= self.parts.settings.memory.destinations;
-            // Strictly before now: a key that is written with this very time must not end up before the cursor.
-            if at >= now_ms || full {
-                self.wakes.note(at);
-                return;
-            }
-            self.wakes.cursor = Some((at, destination.clone()));
-            self.wake(&destination, at);
-        }
-        if !all {
-            self.wakes.next = Next::At(now_ms);
-        }
-    }
-
-    fn wake(&mut self, destination: &Domain, at: u64) {
-        if !self.destinations.map.contains_key(destination) {
-            self.add_destination(destination, Phase::Loading);
-        }
-        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
-        if !entry.wakes.contains(&at) {
-            entry.wakes.push(at);
-        }
-        if entry.phase == Phase::Leaving {
-            entry.phase = Phase::Active;
-        }
-        let now_ms = self.parts.clock.now_ms();
-        self.refill(destination, now_ms);
-        self.leave_if_idle(destination, now_ms);
-    }
-
     /// A record could not be read: say so; what can be named goes to quarantine where it is met.
     pub(super) fn damaged(&self, error: &SpoolError) {
         self.parts.metrics.damaged_records.inc();
         tracing::error!(%error, "a record of the spool can't be read");
     }
 
-    pub(super) fn quarantine(&mut self, id: QueueId, reason: &str) {
+    /// Sets a message aside whose records can't be used; `false` when that must wait because it is in memory.
+    pub(super) fn quarantine(&mut self, id: QueueId, reason: &str) -> bool {
         if self.residents.get(id).is_some_and(|resident| resident.places.iter().any(|at| *at != Place::Disk))
         {
-            return;
+            return false;
         }
-        tracing::error!(%id, reason, "a message goes to quarantine: its records can't be used");
-        self.parts.metrics.damaged_records.inc();
-        self.counters.quarantined += 1;
-        self.open.changes.push(Op::Quarantine(id, reason.to_owned()));
+        // A read that began before the commit finds it once more.
+        if self.condemned.insert(id) {
+            tracing::error!(%id, reason, "a message goes to quarantine: its records can't be used");
+            self.parts.metrics.damaged_records.inc();
+            self.counters.quarantined += 1;
+            self.counters.messages = self.counters.messages.saturating_sub(1);
+            if self.counters.messages == 0 {
+                // How many recipients and bytes it had is not known.
+                (self.counters.recipients, self.counters.bytes) = (0, 0);
+            }
+            self.open.changes.push(Op::Quarantine(id, reason.to_owned()));
+        }
+        true
     }
 }
 
@@ -318,15 +234,6 @@ impl Handler<PageRead> for Queue {
 
     fn handle(&mut self, read: PageRead, ctx: &mut Context<Self>) {
         self.page_read(read);
-        self.turn(ctx);
-    }
-}
-
-impl Handler<WakesRead> for Queue {
-    type Result = ();
-
-    fn handle(&mut self, read: WakesRead, ctx: &mut Context<Self>) {
-        self.wakes_read(read);
         self.turn(ctx);
     }
 }

@@ -38,6 +38,7 @@ impl Queue {
             self.hold_in_memory(id, item.number);
         }
         let Some(me) = self.me() else { return };
+        self.writing += 1;
         let (front, envelope) = (self.parts.front.clone(), resident_envelope(self, id));
         actix_rt::spawn(async move {
             let head = match envelope.as_ref().map(|envelope| envelope.place.clone()) {
@@ -60,11 +61,8 @@ impl Queue {
     fn hold_in_memory(&mut self, id: QueueId, number: u16) {
         let Some(resident) = self.residents.get(id) else { return };
         let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
-        if self.residents.put(id, number, Place::InFlight) > 0
-            && let Some(entry) = self.destinations.map.get_mut(&destination)
-        {
-            entry.resident += 1;
-        }
+        self.keep_destination(&destination);
+        self.residents.put(id, number, Place::InFlight);
     }
 
     fn reported(&mut self, id: QueueId, kind: ReportKind, failed: Vec<Failed>, head: &[u8]) {
@@ -116,6 +114,7 @@ impl Queue {
         state.delay_notified = true;
         let due_ms = state.due_ms;
         self.reschedule(id, number, due_ms);
+        self.grant_wish(id, number);
     }
 
     /// Queues the report, unless the reverse-path is null.
@@ -166,6 +165,7 @@ impl Handler<HeadRead> for Queue {
     type Result = ();
 
     fn handle(&mut self, read: HeadRead, ctx: &mut Context<Self>) {
+        self.writing = self.writing.saturating_sub(1);
         self.reported(read.id, read.kind, read.failed, &read.head);
         self.turn(ctx);
     }

@@ -24,8 +24,8 @@ pub(super) enum Place {
     Ready,
     /// With a Delivery, or waiting for its report to be written.
     InFlight,
-    /// Its change waits for its commit.
-    Settling,
+    /// This many changes of it wait for their commits.
+    Settling(u32),
 }
 
 /// What an operator asked for while the recipient was in flight.
@@ -68,6 +68,8 @@ pub(super) struct Residents {
     next_read: u64,
     content_bytes: usize,
     held: usize,
+    /// The recipients in memory by destination: what a page skips, and why a destination must stay.
+    by_destination: HashMap<Domain, HashSet<(QueueId, u16)>>,
 }
 
 impl Residents {
@@ -79,9 +81,20 @@ impl Residents {
         self.messages.get_mut(&id)
     }
 
+    /// Whether something waits to be done to a recipient as soon as that can be.
+    pub fn has_wish(&self, id: QueueId, number: u16) -> bool {
+        self.messages.get(&id).is_some_and(|resident| resident.wishes.iter().any(|(who, _)| *who == number))
+    }
+
     /// Bytes of fresh content in memory.
     pub fn content_bytes(&self) -> usize {
         self.content_bytes
+    }
+
+    /// Messages in memory.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.messages.len()
     }
 
     /// Recipients in memory.
@@ -92,6 +105,10 @@ impl Residents {
     /// Takes in a new message whose commit is still to come.
     pub fn arrive(&mut self, envelope: Arc<Envelope>, content: Option<Bytes>, deadline_ms: u64) {
         let count = envelope.recipients.len();
+        for (number, recipient) in (0..).zip(&envelope.recipients) {
+            let held = self.by_destination.entry(recipient.destination.clone()).or_default();
+            held.insert((envelope.id, number));
+        }
         let states = vec![RecipientState::fresh(envelope.arrived_ms); count];
         self.content_bytes += content.as_ref().map_or(0, Bytes::len);
         self.held += count;
@@ -125,26 +142,30 @@ impl Residents {
         })
     }
 
-    /// Moves a recipient; going to [`Place::Disk`] may let the message go. Returns the change in how many of the
-    /// message's recipients are held in memory (+1, 0 or -1).
-    pub fn put(&mut self, id: QueueId, number: u16, to: Place) -> i32 {
-        let Some(resident) = self.messages.get_mut(&id) else { return 0 };
+    /// Moves a recipient; going to [`Place::Disk`] may let the message go.
+    pub fn put(&mut self, id: QueueId, number: u16, to: Place) {
+        let Some(resident) = self.messages.get_mut(&id) else { return };
         let place = &mut resident.places[usize::from(number)];
         let was_held = *place != Place::Disk;
         *place = to;
-        match (was_held, to != Place::Disk) {
-            (false, true) => {
-                resident.held += 1;
-                self.held += 1;
-                1
+        if was_held == (to != Place::Disk) {
+            return;
+        }
+        let destination = &resident.envelope.recipients[usize::from(number)].destination;
+        if was_held {
+            resident.held -= 1;
+            self.held -= 1;
+            if let Some(held) = self.by_destination.get_mut(destination) {
+                held.remove(&(id, number));
+                if held.is_empty() {
+                    self.by_destination.remove(destination);
+                }
             }
-            (true, false) => {
-                resident.held -= 1;
-                self.held -= 1;
-                self.release(id);
-                -1
-            }
-            _ => 0,
+            self.release(id);
+        } else {
+            resident.held += 1;
+            self.held += 1;
+            self.by_destination.entry(destination.clone()).or_default().insert((id, number));
         }
     }
 
@@ -164,17 +185,17 @@ impl Residents {
 
     /// The recipients of a destination that are in memory, for a page to skip.
     pub fn in_memory_for(&self, destination: &Domain) -> HashSet<(QueueId, u16)> {
-        let of = |resident: &Resident| {
-            let id = resident.envelope.id;
-            (0..)
-                .zip(resident.places.iter().zip(&resident.envelope.recipients))
-                .filter(|(_, (place, recipient))| {
-                    **place != Place::Disk && recipient.destination == *destination
-                })
-                .map(|(number, _)| (id, number))
-                .collect::<Vec<_>>()
-        };
-        self.messages.values().flat_map(of).collect()
+        self.by_destination.get(destination).cloned().unwrap_or_default()
+    }
+
+    /// How many of them there are.
+    pub fn held_for(&self, destination: &Domain) -> usize {
+        self.by_destination.get(destination).map_or(0, HashSet::len)
+    }
+
+    /// Whether no read is under way that could still bring an older state.
+    pub fn no_reads(&self) -> bool {
+        self.reads.is_empty()
     }
 
     /// A read of the spool begins; its ticket comes back with the answer.

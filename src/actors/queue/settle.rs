@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Queue;
 use super::dispatch::Running;
 use super::residents::{Place, Wish};
@@ -19,8 +21,10 @@ use crate::spool::{DueKey, Op};
 
 /// Attempts in a row that may crash before the message goes to quarantine.
 const CRASHES_MAX: u32 = 3;
+/// Recipients whose crashes are counted; a relay that crashes at every message must not fill its memory with counts.
+const CRASHES_COUNTED: usize = 10_000;
 /// How long a destination waits when its remote addresses had no room.
-const BUSY_PAUSE_MS: u64 = 1_000;
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// One recipient to report to the sender.
 #[derive(Clone, Debug)]
@@ -47,12 +51,21 @@ impl Queue {
         self.parts.metrics.attempt_seconds.observe(report.took.as_secs_f64());
         self.apply_effect(&running, &report.result.effect, report.result.host.as_ref(), now_ms);
         let context = Context { id: running.id, host: report.result.host, tls: report.result.tls, now_ms };
-        let mut failed = Vec::new();
-        for (number, fate) in report.result.fates {
-            failed.extend(self.apply_fate(&context, number, fate));
+        let mut fates = report.result.fates;
+        let (mut refused, mut expired) = (Vec::new(), Vec::new());
+        for number in &running.recipients {
+            let found = fates.iter().position(|(who, _)| who == number);
+            let fate = found.map_or_else(left_out, |at| fates.swap_remove(at).1);
+            match self.apply_fate(&context, *number, fate) {
+                Some((ReportKind::Expired, failed)) => expired.push(failed),
+                Some((_, failed)) => refused.push(failed),
+                None => {}
+            }
         }
-        if !failed.is_empty() {
-            self.report(running.id, ReportKind::Failed, failed);
+        for (kind, failed) in [(ReportKind::Failed, refused), (ReportKind::Expired, expired)] {
+            if !failed.is_empty() {
+                self.report(running.id, kind, failed);
+            }
         }
         self.refill(&running.destination, now_ms);
         self.offer(&running.destination);
@@ -92,32 +105,36 @@ impl Queue {
                     cause: cause.clone(),
                 });
                 self.open.changes.push(Op::PutDestination(name.clone(), entry.record.clone()));
-                self.unready(name);
+                self.unready(name, 0);
             }
             DestinationEffect::Untouched => {}
         }
     }
 
-    /// Does what one fate asks for; returns the recipient when its sender is to be told.
-    fn apply_fate(&mut self, context: &Context, number: u16, fate: Fate) -> Option<Failed> {
+    /// Does what one fate asks for; returns the recipient when its sender is to be told, and of what.
+    fn apply_fate(&mut self, context: &Context, number: u16, fate: Fate) -> Option<(ReportKind, Failed)> {
+        let resident = self.residents.get(context.id)?;
+        if resident.states[usize::from(number)].status.is_settled() {
+            // Its message went to quarantine meanwhile.
+            return None;
+        }
+        let crashes = self.crashes_in_a_row(context.id, number, &fate);
         match fate {
             Fate::Delivered(cause) => self.delivered(context, number, cause),
             Fate::Deferred(cause) => return self.deferred(context, number, cause),
-            Fate::Crashed(cause) => {
-                if self.crashes(context.id, number) + 1 >= CRASHES_MAX {
-                    self.set_aside(context.id, number, &cause);
-                } else {
-                    return self.deferred(context, number, cause);
-                }
+            Fate::Crashed(cause) if crashes >= CRASHES_MAX => self.set_aside(context.id, number, &cause),
+            Fate::Crashed(cause) => return self.deferred(context, number, cause),
+            Fate::Bounced(cause) => {
+                return Some((ReportKind::Failed, Failed { number, cause, host: context.host.clone() }));
             }
-            Fate::Bounced(cause) => return Some(Failed { number, cause, host: context.host.clone() }),
             Fate::Again => {
                 self.count(Outcome::Again, CauseClass::Accepted);
-                self.back_in_line(context.id, number, 0);
+                self.back_in_line(context.id, number, None);
             }
             Fate::Busy => {
                 self.count(Outcome::Busy, CauseClass::Connect);
-                self.back_in_line(context.id, number, context.now_ms + BUSY_PAUSE_MS);
+                let until = self.parts.clock.instant() + BUSY_PAUSE;
+                self.back_in_line(context.id, number, Some(until));
             }
             Fate::Interrupted => {
                 let cause = Cause {
@@ -129,7 +146,7 @@ impl Queue {
                 };
                 self.count(Outcome::Interrupted, cause.class);
                 self.log(context, number, &cause, |log, line| log.interrupted(line));
-                self.back_in_line(context.id, number, 0);
+                self.back_in_line(context.id, number, None);
             }
         }
         None
@@ -154,7 +171,7 @@ impl Queue {
     }
 
     /// A later attempt, or the end of patience.
-    fn deferred(&mut self, context: &Context, number: u16, cause: Cause) -> Option<Failed> {
+    fn deferred(&mut self, context: &Context, number: u16, cause: Cause) -> Option<(ReportKind, Failed)> {
         self.count_attempt(context.id, number);
         let settings = &self.parts.settings;
         let resident = self.residents.get_mut(context.id)?;
@@ -163,8 +180,7 @@ impl Queue {
         let policy = settings.retry.policy_for(&destination);
         if policy.is_expired(resident.envelope.arrived_ms, context.now_ms) {
             let failed = Failed { number, cause: expired(cause), host: context.host.clone() };
-            self.report(context.id, ReportKind::Expired, vec![failed]);
-            return None;
+            return Some((ReportKind::Expired, failed));
         }
         let delay = delay_after(&settings.retry, &context.id, &destination, state.attempts);
         let retry_at = self.destinations.map.get(&destination).map_or(0, |entry| entry.record.retry_at_ms);
@@ -216,13 +232,14 @@ impl Queue {
         self.open.changes.push(Op::DeleteDue(due));
         self.counters.recipients = self.counters.recipients.saturating_sub(1);
         if resident.unsettled() == 0 {
-            if let Some(at) = resident.deadline_ms {
+            let (envelope, deadline, states) =
+                (resident.envelope.clone(), resident.deadline_ms, resident.records);
+            for at in self.deadline_keys(&envelope, deadline) {
                 self.open.changes.push(Op::DeleteDeadline(at, id));
             }
-            let envelope = resident.envelope.clone();
             self.counters.messages = self.counters.messages.saturating_sub(1);
             self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
-            self.open.changes.push(Op::RemoveMessage { envelope, states: resident.records });
+            self.open.changes.push(Op::RemoveMessage { envelope, states });
         } else {
             let state = resident.states[usize::from(number)].clone();
             resident.records = true;
@@ -233,28 +250,48 @@ impl Queue {
 
     /// The recipient stays in memory until the open commit is on disk.
     fn settling(&mut self, id: QueueId, number: u16, destination: &Domain) {
-        let change = self.residents.put(id, number, Place::Settling);
-        if let (Some(entry), 1..) = (self.destinations.map.get_mut(destination), change) {
-            entry.resident += 1;
-        }
+        let Some(resident) = self.residents.get(id) else { return };
+        let changes = match resident.places[usize::from(number)] {
+            Place::Settling(changes) => changes,
+            _ => 0,
+        };
+        self.keep_destination(destination);
+        self.residents.put(id, number, Place::Settling(changes.saturating_add(1)));
         self.open.settling.push((id, number));
     }
 
     pub(super) fn settled_on_disk(&mut self, id: QueueId, number: u16) {
         let Some(resident) = self.residents.get(id) else { return };
-        if resident.places[usize::from(number)] == Place::Settling {
-            let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
-            self.to_disk(id, number, &destination);
+        let Place::Settling(changes) = resident.places[usize::from(number)] else { return };
+        if changes > 1 {
+            // One more is in a later commit; until then a page would bring back what this one wrote.
+            return self.residents.put(id, number, Place::Settling(changes - 1));
         }
+        let state = &resident.states[usize::from(number)];
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        if !state.status.is_settled()
+            && let Some(entry) = self.destinations.map.get_mut(&destination)
+        {
+            // Only now: pages that were read since it was rescheduled have skipped it.
+            entry.note_due(state.due_ms);
+        }
+        self.to_disk(id, number, &destination);
+        self.refill(&destination, self.now_ms());
     }
 
     /// Back to the window without having counted; to the disk when the relay drains or the destination backs off.
-    fn back_in_line(&mut self, id: QueueId, number: u16, pause_until_ms: u64) {
+    fn back_in_line(&mut self, id: QueueId, number: u16, pause_until: Option<Instant>) {
+        // What an operator asked for goes first: out of memory it would be forgotten.
+        self.grant_wish(id, number);
         let Some(resident) = self.residents.get(id) else { return };
+        if resident.places[usize::from(number)] != Place::InFlight {
+            return;
+        }
         let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
         let now_ms = self.now_ms();
+        self.keep_destination(&destination);
         let Some(entry) = self.destinations.map.get_mut(&destination) else { return };
-        entry.pause_until_ms = entry.pause_until_ms.max(pause_until_ms);
+        entry.pause_until = entry.pause_until.max(pause_until);
         if self.draining || entry.backs_off(now_ms) {
             entry.more_on_disk = true;
             self.to_disk(id, number, &destination);
@@ -262,11 +299,10 @@ impl Queue {
             entry.ready.push_front((id, number));
             self.residents.put(id, number, Place::Ready);
         }
-        self.grant_wish(id, number);
     }
 
     /// Does what an operator asked for while the recipient was in flight.
-    fn grant_wish(&mut self, id: QueueId, number: u16) {
+    pub(super) fn grant_wish(&mut self, id: QueueId, number: u16) {
         let Some(resident) = self.residents.get_mut(id) else { return };
         let Some(at) = resident.wishes.iter().position(|(who, _)| *who == number) else { return };
         let (_, wish) = resident.wishes.swap_remove(at);
@@ -276,12 +312,26 @@ impl Queue {
         }
     }
 
-    fn crashes(&self, id: QueueId, number: u16) -> u32 {
-        self.residents.get(id).map_or(0, |resident| {
-            let state = &resident.states[usize::from(number)];
-            let crashed = state.last.as_ref().is_some_and(|last| last.cause.class == CauseClass::Crashed);
-            if crashed { state.attempts } else { 0 }
-        })
+    /// Counts crashes in a row. After a restart the last of them is still known from the recipient's record.
+    fn crashes_in_a_row(&mut self, id: QueueId, number: u16, fate: &Fate) -> u32 {
+        if !matches!(fate, Fate::Crashed(_)) {
+            if !self.crashes.is_empty() {
+                self.crashes.remove(&(id, number));
+            }
+            return 0;
+        }
+        let last = self.residents.get(id).and_then(|at| at.states[usize::from(number)].last.as_ref());
+        let known = u32::from(last.is_some_and(|last| last.cause.class == CauseClass::Crashed));
+        if self.crashes.len() >= CRASHES_COUNTED {
+            self.crashes.clear();
+        }
+        let count = self.crashes.entry((id, number)).or_insert(known);
+        *count += 1;
+        let count = *count;
+        if count >= CRASHES_MAX {
+            self.crashes.remove(&(id, number));
+        }
+        count
     }
 
     /// A message that crashes the delivery code again and again must not do it for ever: to quarantine.
@@ -294,7 +344,6 @@ impl Queue {
             .filter(|(_, (_, state))| !state.status.is_settled())
             .map(|(other, (recipient, state))| (other, recipient.destination.clone(), state.due_ms))
             .collect();
-        let deadline = resident.deadline_ms;
         tracing::error!(%id, "a message crashed its delivery {CRASHES_MAX} times and goes to quarantine");
         for (other, destination, due_ms) in keys {
             self.open.changes.push(Op::DeleteDue(DueKey {
@@ -308,7 +357,6 @@ impl Queue {
             }
             self.settling(id, other, &destination);
         }
-        deadline.into_iter().for_each(|at| self.open.changes.push(Op::DeleteDeadline(at, id)));
         self.counters.recipients = self.counters.recipients.saturating_sub(unsettled);
         self.counters.messages = self.counters.messages.saturating_sub(1);
         self.counters.bytes = self.counters.bytes.saturating_sub(size);
@@ -342,6 +390,16 @@ impl Queue {
             },
         );
     }
+}
+
+/// The fate of a recipient that a report leaves out: the Delivery is at fault, and the recipient must not wait for ever.
+fn left_out() -> Fate {
+    Fate::Crashed(Cause {
+        class: CauseClass::Crashed,
+        status: crate::smtp::reply::EnhancedStatus::new(4, 3, 0),
+        reply: None,
+        text: "the delivery code told nothing of this recipient; this is a bug of the relay".to_owned(),
+    })
 }
 
 /// The delay in milliseconds after this many attempts; the draw is the same for all recipients of one transaction.

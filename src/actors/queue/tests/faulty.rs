@@ -1,0 +1,93 @@
+//! A spool whose next reads fail.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+
+use crate::mail::envelope::StoredMessage;
+use crate::mail::id::QueueId;
+use crate::smtp::address::Domain;
+use crate::spool::memory::MemorySpool;
+use crate::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError};
+
+/// Fails as many of the next reads of pages, wakes and deadlines as told.
+pub(super) struct FaultySpool {
+    pub spool: Arc<MemorySpool>,
+    pub faults: AtomicU32,
+}
+
+impl FaultySpool {
+    fn fault(&self) -> Result<(), SpoolError> {
+        let left = self.faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Err(SpoolError::Closed("a fault".to_owned())),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Spool for FaultySpool {
+    fn commit(&self, ops: &[Op]) -> Result<(), SpoolError> {
+        self.spool.commit(ops)
+    }
+
+    fn due(
+        &self,
+        destination: &Domain,
+        until_ms: u64,
+        skip: &HashSet<(QueueId, u16)>,
+        limit: usize,
+    ) -> Result<DuePage, SpoolError> {
+        self.fault()?;
+        self.spool.due(destination, until_ms, skip, limit)
+    }
+
+    fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError> {
+        self.fault()?;
+        self.spool.wakes(after, limit)
+    }
+
+    fn deadlines(
+        &self,
+        after: Option<(u64, QueueId)>,
+        limit: usize,
+    ) -> Result<Vec<(u64, QueueId)>, SpoolError> {
+        self.fault()?;
+        self.spool.deadlines(after, limit)
+    }
+
+    fn message(&self, id: QueueId) -> Result<Option<StoredMessage>, SpoolError> {
+        self.spool.message(id)
+    }
+
+    fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError> {
+        self.spool.list(after, limit)
+    }
+
+    fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {
+        self.spool.content(id)
+    }
+
+    fn destination(&self, destination: &Domain) -> Result<Option<DestinationRecord>, SpoolError> {
+        self.fault()?;
+        self.spool.destination(destination)
+    }
+
+    fn destinations(
+        &self,
+        after: Option<&Domain>,
+        limit: usize,
+    ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
+        self.spool.destinations(after, limit)
+    }
+
+    fn counters(&self) -> Result<Counters, SpoolError> {
+        self.spool.counters()
+    }
+
+    fn syncs(&self) -> u64 {
+        0
+    }
+}

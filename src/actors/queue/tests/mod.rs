@@ -1,0 +1,325 @@
+//! The real Queue on one arbiter, in simulated time, over a spool in memory and remote hosts that follow a script.
+
+mod commits;
+mod destinations;
+mod fates;
+mod faulty;
+mod memory;
+mod neighbours;
+mod operator;
+mod remote;
+mod restarts;
+mod retries;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use actix::{Actor, ActorContext, Addr, Context, Handler, Message};
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+
+use self::remote::{Answer, Remote, ScriptedDeliveries, SharedRemote, Tried, Try, lock};
+use super::messages::{Command, CommandResult, CommandVerb, Drain, Enqueue, NotQueued};
+use super::{MemoryBounds, Queue, QueueParts, QueueSettings};
+use crate::admin::Health;
+use crate::clock::{Clock, SimulatedClock};
+use crate::config::{Config, LogFormat, RetryConfig};
+use crate::mail::envelope::{
+    BodyType, Content, ContentPlace, Envelope, Origin, Recipient, Status, StoredMessage,
+};
+use crate::mail::id::QueueId;
+use crate::maillog::MailLog;
+use crate::metrics::Metrics;
+use crate::route::table::RouteTable;
+use crate::schedule::retry::RetryRules;
+use crate::smtp::address::{Domain, ForwardPath, Mailbox, ReversePath};
+use crate::spool::front::Front;
+use crate::spool::memory::MemorySpool;
+use crate::spool::{Counters, Spool};
+
+/// When simulated time begins, wall time in milliseconds.
+const START_MS: u64 = 1_700_000_000_000;
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3_600;
+const DAY: u64 = 24 * HOUR;
+
+/// Runs a scene in simulated time: sleeping costs nothing, and time stands still while anybody has something to do.
+fn simulate<F: Future>(scene: impl FnOnce() -> F) -> F::Output {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().expect("a runtime")
+    };
+    actix_rt::System::with_tokio_rt(runtime).block_on(async { scene().await })
+}
+
+async fn sleep(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+/// Lets everybody do what can be done now.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
+fn settings() -> QueueSettings {
+    QueueSettings {
+        hostname: "relay.example".into(),
+        retry: RetryRules::new(&RetryConfig { jitter: 0.0, ..RetryConfig::default() }),
+        routes: RouteTable::build(&Config::default()).expect("no routes"),
+        connections: 100,
+        connections_per_destination: 20,
+        recipients_per_transaction: 100,
+        memory: MemoryBounds::default(),
+    }
+}
+
+/// A relay's inside: what survives a restart, what is outside, and the Queue.
+struct World {
+    spool: Arc<MemorySpool>,
+    clock: Arc<SimulatedClock>,
+    remote: SharedRemote,
+    queue: Addr<Queue>,
+    metrics: Arc<Metrics>,
+    failure: watch::Receiver<Option<String>>,
+    settings: fn() -> QueueSettings,
+    next_id: AtomicU64,
+}
+
+impl World {
+    fn new(script: impl FnMut(&Try<'_>) -> Answer + Send + 'static) -> Self {
+        Self::with(settings, script)
+    }
+
+    fn with(
+        settings: fn() -> QueueSettings,
+        script: impl FnMut(&Try<'_>) -> Answer + Send + 'static,
+    ) -> Self {
+        let spool = Arc::new(MemorySpool::new());
+        let front = Front::inline(spool.clone());
+        Self::over(front, spool, settings, script)
+    }
+
+    /// A world whose Queue reaches its spool through this front.
+    fn over(
+        front: Front,
+        spool: Arc<MemorySpool>,
+        settings: fn() -> QueueSettings,
+        script: impl FnMut(&Try<'_>) -> Answer + Send + 'static,
+    ) -> Self {
+        let clock = Arc::new(SimulatedClock::new(START_MS));
+        let remote = Remote::new(script);
+        let (queue, metrics, failure) = start(front, &spool, &clock, &remote, settings());
+        Self { spool, clock, remote, queue, metrics, failure, settings, next_id: AtomicU64::new(0) }
+    }
+
+    /// The process dies, and another one starts over the same spool.
+    async fn restart(&mut self) {
+        lock(&self.remote).life += 1;
+        self.look(|queue, ctx| {
+            queue.failed = true;
+            ctx.terminate();
+        })
+        .await;
+        settle().await;
+        let front = Front::inline(self.spool.clone());
+        let started = start(front, &self.spool, &self.clock, &self.remote, (self.settings)());
+        (self.queue, self.metrics, self.failure) = started;
+    }
+
+    /// Looks into the Queue.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Queue, &mut Context<Queue>) -> T + Send + 'static,
+    ) -> T {
+        let (answer, wait) = oneshot::channel();
+        let look = move |queue: &mut Queue, ctx: &mut Context<Queue>| drop(answer.send(look(queue, ctx)));
+        self.queue.do_send(Look(Box::new(look)));
+        wait.await.expect("the Queue lives")
+    }
+
+    fn envelope(&self, from: &str, to: &[&str], size: usize) -> Envelope {
+        let number = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&number.to_be_bytes());
+        let arrived_ms = self.clock.now_ms();
+        let recipient = |text: &&str| {
+            let path = ForwardPath::new(Mailbox::parse(text).expect("a mailbox"));
+            Recipient { destination: path.domain().clone(), path }
+        };
+        Envelope {
+            id: QueueId::from_parts(arrived_ms, &random),
+            reverse_path: ReversePath::parse(from).expect("a path"),
+            body: BodyType::SevenBit,
+            arrived_ms,
+            origin: Origin::Embedded,
+            size: size as u64,
+            place: ContentPlace::Database,
+            recipients: to.iter().map(recipient).collect(),
+        }
+    }
+
+    /// Hands a message in without waiting for its commit.
+    fn hand_in(&self, from: &str, to: &[&str]) -> (QueueId, oneshot::Receiver<Result<(), NotQueued>>) {
+        let content = Bytes::from(format!("Subject: to {}\r\n\r\nhello\r\n", to[0]));
+        let envelope = self.envelope(from, to, content.len());
+        let (answer, wait) = oneshot::channel();
+        let id = envelope.id;
+        self.queue.do_send(Enqueue {
+            envelope,
+            content: Content::Memory(content),
+            credits: Vec::new(),
+            answer,
+        });
+        (id, wait)
+    }
+
+    /// A message from `joe@sender.example`, answered 250.
+    async fn accept(&self, to: &[&str]) -> QueueId {
+        self.accept_from("joe@sender.example", to).await
+    }
+
+    async fn accept_from(&self, from: &str, to: &[&str]) -> QueueId {
+        let (id, wait) = self.hand_in(from, to);
+        wait.await.expect("an answer").expect("taken");
+        id
+    }
+
+    fn tried(&self) -> Vec<Tried> {
+        lock(&self.remote).tried.clone()
+    }
+
+    /// When a recipient was tried, in seconds since the start.
+    fn tries_of(&self, to: &str) -> Vec<u64> {
+        let tried = self.tried();
+        tried.iter().filter(|tried| tried.to.iter().any(|name| name == to)).map(|tried| tried.at_s).collect()
+    }
+
+    /// When a recipient's mail was taken by its remote host.
+    fn taken_by(&self, to: &str) -> Vec<u64> {
+        let remote = lock(&self.remote);
+        remote.taken.iter().filter(|(name, ..)| name == to).map(|(_, _, at_s, _)| *at_s).collect()
+    }
+
+    /// The content of all mail that this recipient got.
+    fn mail_of(&self, to: &str) -> Vec<String> {
+        let remote = lock(&self.remote);
+        remote.taken.iter().filter(|(name, ..)| name == to).map(|(.., content)| content.clone()).collect()
+    }
+
+    fn stored(&self, id: QueueId) -> Option<StoredMessage> {
+        self.spool.message(id).expect("readable")
+    }
+
+    /// What the counters should say, counted one by one.
+    fn scan(&self) -> Counters {
+        let mut counters = Counters::default();
+        for message in self.spool.list(None, usize::MAX).expect("readable") {
+            counters.messages += 1;
+            counters.bytes += message.envelope.size;
+            counters.recipients +=
+                message.states.iter().filter(|state| !state.status.is_settled()).count() as u64;
+        }
+        counters.quarantined = self.spool.quarantined(None, usize::MAX).expect("readable").len() as u64;
+        counters
+    }
+
+    async fn command(&self, id: QueueId, recipient: Option<u16>, verb: CommandVerb) -> CommandResult {
+        self.queue.send(Command { id, recipient, verb }).await.expect("the Queue lives")
+    }
+
+    /// What must hold whenever nothing happens: the counters are right, whoever has mail is going to be woken in time,
+    /// nobody else is, and nothing is kept in memory for nothing.
+    async fn check_idle(&self) {
+        assert_eq!(self.spool.counters().expect("readable"), self.scan(), "counters");
+        self.check_wakes();
+        let (held, content, attempts, slots, messages) = self
+            .look(|queue, _| {
+                let residents = &queue.residents;
+                (
+                    residents.held(),
+                    residents.content_bytes(),
+                    queue.attempts.len(),
+                    queue.slots.used(),
+                    residents.len(),
+                )
+            })
+            .await;
+        assert_eq!((held, content, attempts, slots, messages), (0, 0, 0, 0, 0), "memory of an idle Queue");
+    }
+
+    fn check_wakes(&self) {
+        let wakes = self.spool.wakes(None, usize::MAX).expect("readable");
+        let mut next = std::collections::HashMap::<Domain, u64>::new();
+        for message in self.spool.list(None, usize::MAX).expect("readable") {
+            for (recipient, state) in message.envelope.recipients.iter().zip(&message.states) {
+                if state.status == Status::Queued {
+                    let due = next.entry(recipient.destination.clone()).or_insert(u64::MAX);
+                    *due = state.due_ms.min(*due);
+                }
+            }
+        }
+        for (destination, due) in &mut next {
+            let record = self.spool.destination(destination).expect("readable").unwrap_or_default();
+            *due = (*due).max(record.retry_at_ms);
+            let woken = wakes.iter().find(|(_, name)| name == destination).map(|(at, _)| *at);
+            assert!(
+                woken.is_some_and(|at| at <= *due),
+                "{destination} is due at {due} and woken at {woken:?}"
+            );
+        }
+        for (at, destination) in wakes {
+            assert!(next.contains_key(&destination), "{destination} has no mail and is woken at {at}");
+        }
+    }
+
+    /// Keys that are left, the counters and those of these kinds aside: how many of each kind.
+    fn check_left(&self, allowed: &str) {
+        let mut left = std::collections::BTreeMap::<char, usize>::new();
+        for key in self.spool.keys() {
+            let kind = char::from(key[0]);
+            if kind != 'm' && !allowed.contains(kind) {
+                *left.entry(kind).or_default() += 1;
+            }
+        }
+        assert!(left.is_empty(), "left in the spool: {left:?}");
+    }
+}
+
+fn start(
+    front: Front,
+    spool: &Arc<MemorySpool>,
+    clock: &Arc<SimulatedClock>,
+    remote: &SharedRemote,
+    settings: QueueSettings,
+) -> (Addr<Queue>, Arc<Metrics>, watch::Receiver<Option<String>>) {
+    let metrics = Metrics::new().expect("good metrics");
+    let (failure, failed) = watch::channel(None);
+    let deliveries =
+        ScriptedDeliveries { remote: remote.clone(), spool: spool.clone(), clock: clock.clone() };
+    let parts = QueueParts {
+        settings,
+        clock: clock.clone(),
+        front,
+        deliveries: Box::new(deliveries),
+        metrics: metrics.clone(),
+        maillog: MailLog::discard(LogFormat::Text),
+        health: Arc::new(Health::new()),
+        failure,
+    };
+    (Queue::new(parts, spool.counters().expect("readable")).start(), metrics, failed)
+}
+
+/// Runs a closure inside the Queue.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Look(Box<dyn FnOnce(&mut Queue, &mut Context<Queue>) + Send>);
+
+impl Handler<Look> for Queue {
+    type Result = ();
+
+    fn handle(&mut self, look: Look, ctx: &mut Context<Self>) {
+        (look.0)(self, ctx);
+    }
+}

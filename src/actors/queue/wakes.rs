@@ -1,0 +1,221 @@
+//! The wake index: which destinations need the Queue, and when; and how they enter and leave memory.
+
+use actix::{Context, Handler, Message};
+
+use super::Queue;
+use super::destinations::Phase;
+use crate::smtp::address::Domain;
+use crate::spool::{Op, SpoolError};
+
+/// Wake keys read at once.
+const WAKES_PER_READ: usize = 256;
+/// How long to wait when the index could not be read.
+pub(super) const READ_AGAIN_MS: u64 = 10_000;
+
+/// How far the wake index has been read. Keys up to the cursor belong to destinations in memory: a key that becomes
+/// visible there while its destination leaves moves the cursor back.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    cursor: Option<(u64, Domain)>,
+    next: Next,
+    reading: bool,
+    /// The first key noted while a read was under way that may not have seen it.
+    noted: Option<u64>,
+}
+
+/// What is known of the first key after the cursor.
+#[derive(Clone, Copy, Debug, Default)]
+enum Next {
+    /// Nothing: read.
+    #[default]
+    Unknown,
+    /// It is not before this time.
+    At(u64),
+    /// There is none.
+    Nothing,
+}
+
+impl Index {
+    /// When to read again; `None` while that is not known.
+    pub fn next_ms(&self) -> Option<u64> {
+        match self.next {
+            _ if self.reading => None,
+            Next::Unknown => Some(0),
+            Next::At(at) => Some(at),
+            Next::Nothing => None,
+        }
+    }
+
+    /// A key is on disk whose destination is not in memory.
+    pub fn note(&mut self, at_ms: u64) {
+        self.next = match self.next {
+            Next::Unknown => Next::Unknown,
+            Next::At(known) => Next::At(known.min(at_ms)),
+            Next::Nothing => Next::At(at_ms),
+        };
+        if self.reading {
+            self.noted = Some(self.noted.map_or(at_ms, |noted| noted.min(at_ms)));
+        } else {
+            self.rewind(at_ms);
+        }
+    }
+
+    /// Makes sure that keys of this time are still to be read.
+    fn rewind(&mut self, at_ms: u64) {
+        if let Some((cursor, _)) = &mut self.cursor
+            && *cursor >= at_ms
+        {
+            *cursor = at_ms.saturating_sub(1);
+        }
+    }
+
+    fn ended(&mut self) {
+        self.reading = false;
+        if let Some(at_ms) = self.noted.take() {
+            self.rewind(at_ms);
+        }
+    }
+}
+
+/// Spool → Queue: the first wake keys; those before `until_ms` are due.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct WakesRead {
+    keys: Result<Vec<(u64, Domain)>, SpoolError>,
+    until_ms: u64,
+    full: bool,
+}
+
+impl Queue {
+    /// Lets a destination go that needs nothing now: one wake key stays, at the time when it needs something.
+    pub(super) fn leave_if_idle(&mut self, destination: &Domain, now_ms: u64) {
+        let held = self.residents.held_for(destination);
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
+        if self.draining || !entry.is_idle(now_ms, held) {
+            return;
+        }
+        entry.phase = Phase::Leaving;
+        entry.leaving += 1;
+        let wake = entry.next_wake_ms(now_ms);
+        let old = std::mem::replace(&mut entry.wakes, wake.into_iter().collect());
+        for at in old.iter().filter(|at| Some(**at) != wake) {
+            self.open.changes.push(Op::DeleteWake(*at, destination.clone()));
+        }
+        if let Some(at) = wake
+            && !old.contains(&at)
+        {
+            self.open.changes.push(Op::PutWake(at, destination.clone()));
+        }
+        self.open.leaving.push((destination.clone(), entry.leaving));
+    }
+
+    /// The commit of a destination's leaving is on disk.
+    pub(super) fn forget_if_leaving(&mut self, destination: &Domain, leaving: u64) {
+        let gone = self
+            .destinations
+            .map
+            .get(destination)
+            .is_some_and(|entry| entry.phase == Phase::Leaving && entry.leaving == leaving);
+        if gone {
+            self.forget(destination);
+        }
+    }
+
+    /// Takes a destination out of memory; its wake keys, which are on disk by now, bring it back.
+    pub(super) fn forget(&mut self, destination: &Domain) {
+        let wakes = self.destinations.forget(destination, self.parts.settings.memory.destinations);
+        wakes.into_iter().for_each(|at| self.wakes.note(at));
+    }
+
+    /// When there is a wake key to read and room for its destination.
+    pub(super) fn next_wake_ms(&self) -> Option<u64> {
+        let blocked = self.draining || self.destinations_are_full();
+        self.wakes.next_ms().filter(|_| !blocked)
+    }
+
+    pub(super) fn read_wakes(&mut self, now_ms: u64) {
+        if self.wakes.cursor.as_ref().is_some_and(|(at, _)| *at > now_ms) {
+            // Wall time went back: keys may lie before the cursor.
+            self.wakes.cursor = None;
+            self.wakes.next = Next::Unknown;
+        }
+        let Some(me) = self.me() else { return };
+        if self.next_wake_ms().is_none_or(|at| at >= now_ms) {
+            return;
+        }
+        self.wakes.reading = true;
+        self.wakes.next = Next::Nothing;
+        let after = self.wakes.cursor.clone();
+        let room = self.parts.settings.memory.destinations.saturating_sub(self.destinations.map.len());
+        let limit = WAKES_PER_READ.min(room.saturating_add(1));
+        self.parts.front.read(
+            move |spool| {
+                let keys = spool.wakes(after.as_ref(), limit);
+                let full = keys.as_ref().is_ok_and(|keys| keys.len() >= limit);
+                // Strictly before: a key that is written with this very time must not end up before the cursor.
+                WakesRead { keys, until_ms: now_ms, full }
+            },
+            move |read| me.do_send(read),
+        );
+    }
+
+    fn wakes_read(&mut self, read: WakesRead) {
+        match read.keys {
+            Ok(keys) => {
+                let next = self.wake_all(keys, read.until_ms).or(read.full.then_some(read.until_ms));
+                self.wakes.ended();
+                next.into_iter().for_each(|at| self.wakes.note(at));
+            }
+            Err(error) => {
+                self.damaged(&error);
+                self.wakes.ended();
+                let again = self.now_ms() + READ_AGAIN_MS;
+                self.wakes.next = Next::At(again);
+            }
+        }
+    }
+
+    /// Wakes those whose time has come, as long as there is room; returns the time of the first that is left.
+    fn wake_all(&mut self, keys: Vec<(u64, Domain)>, until_ms: u64) -> Option<u64> {
+        for (at, destination) in keys {
+            let entry = self.destinations.map.get(&destination);
+            let here = entry.is_some_and(|entry| entry.phase != Phase::Parked);
+            if at >= until_ms || (!here && self.destinations_are_full()) {
+                return Some(at);
+            }
+            self.wakes.cursor = Some((at, destination.clone()));
+            self.wake(&destination, at);
+        }
+        None
+    }
+
+    fn wake(&mut self, destination: &Domain, at: u64) {
+        let now_ms = self.now_ms();
+        if !self.destinations.map.contains_key(destination) {
+            self.add_destination(destination, Phase::Loading);
+        }
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
+        if !entry.wakes.contains(&at) {
+            entry.wakes.push(at);
+        }
+        match entry.phase {
+            Phase::Leaving => entry.phase = Phase::Active,
+            Phase::Parked => {
+                entry.phase = Phase::Loading;
+                self.load_destination(destination);
+            }
+            Phase::Loading | Phase::Active => {}
+        }
+        self.refill(destination, now_ms);
+        self.leave_if_idle(destination, now_ms);
+    }
+}
+
+impl Handler<WakesRead> for Queue {
+    type Result = ();
+
+    fn handle(&mut self, read: WakesRead, ctx: &mut Context<Self>) {
+        self.wakes_read(read);
+        self.turn(ctx);
+    }
+}
