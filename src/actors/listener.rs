@@ -89,7 +89,9 @@ impl Listener {
 
     fn finish_drain(&mut self) {
         if self.is_draining() && self.sessions.is_empty() {
-            self.drained.drain(..).for_each(|waiting| drop(waiting.send(())));
+            for waiting in self.drained.drain(..) {
+                let _ = waiting.send(());
+            }
         }
     }
 

@@ -37,7 +37,9 @@ impl Arbiters {
 
     /// Ends the threads where they stand: the drain is over.
     pub fn stop(self) {
-        self.workers.iter().chain([&self.queue]).for_each(|arbiter| drop(arbiter.stop()));
+        for arbiter in self.workers.iter().chain([&self.queue]) {
+            arbiter.stop();
+        }
     }
 
     /// Starts the Queue on its own thread.

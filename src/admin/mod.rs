@@ -38,6 +38,7 @@ use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::spool::front::Front;
 
+pub use actix_web::dev::ServerHandle as Handle;
 pub use health::Health;
 use view::{ErrorView, HealthView};
 

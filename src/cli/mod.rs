@@ -13,6 +13,7 @@
 pub mod check;
 pub mod client;
 pub mod config;
+pub mod demo;
 pub mod queue;
 pub mod serve;
 pub mod summary;
@@ -50,6 +51,8 @@ pub struct Cli {
 enum Verb {
     /// Run the relay (what happens without a verb)
     Serve,
+    /// Show a relay at work: it starts one with a receiving host and a name server, on this machine only
+    Demo,
     /// Look into the queue of the running relay, and change it
     Queue(queue::QueueArgs),
     /// Say every problem of the configuration, or what would run
@@ -65,6 +68,7 @@ impl Cli {
         match self.verb {
             None | Some(Verb::Serve) => with_config(read(), serve::run),
             Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
+            Some(Verb::Demo) => demo::run(),
             Some(Verb::Config) => config::run(),
             Some(Verb::Check) => check::run(read()),
         }

@@ -16,44 +16,35 @@
 //! Linux only: the spool makes sled's writes durable through a symbol of the C library that this crate defines
 //! (see `spool::sync`).
 
-use std::net::{SocketAddr, TcpListener};
+mod shared;
+mod start;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
-mod start;
-
-use crate::actors::delivery::{AddressSlots, DeliveryContext};
+use self::shared::Shared;
+use self::start::{Plan, Sockets};
 use crate::actors::listener::{self, Listener};
+use crate::actors::queue::Queue;
 use crate::actors::queue::messages::{Abort, Drain, Enqueue, NotQueued};
-use crate::actors::queue::{MemoryBounds, Queue, QueueParts, QueueSettings};
-use crate::actors::session::{Credits, SessionContext};
 use crate::actors::wiring::{Arbiters, WorkerDeliveries};
-use crate::admin::Health;
-use crate::admin::{self, AdminContext, QueueRecipients};
-use crate::clock::{Clock, SharedClock, SystemClock};
+use crate::admin::{self, Health};
+use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
-use crate::mail::envelope::{BodyType, Content, ContentPlace, Envelope, Origin, Recipient};
+use crate::mail::envelope::{BodyType, ContentPlace, Envelope, Origin, Recipient};
 use crate::mail::id::QueueId;
 use crate::mail::trace;
-use crate::maillog::MailLog;
 use crate::metrics::Metrics;
 use crate::smtp::address::{AddressError, ForwardPath, ReversePath};
-use crate::spool::front::Front;
-use crate::spool::sled::SledSpool;
-use crate::spool::{Spool, SpoolError};
+use crate::spool::SpoolError;
 use crate::tls::TlsClients;
 pub use start::metrics;
 
-/// Threads that read the spool and handle content files.
-const READERS: usize = 2;
-/// Messages that may be between sessions and the spool.
-const MESSAGE_CREDITS: usize = 2_000;
-/// Content that may be between sessions and the spool, in KiB.
-const MEMORY_CREDITS: usize = 64 << 10;
 /// How long the last commit may take after the drain time.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// How long waiting log lines may take at the end.
@@ -155,17 +146,13 @@ pub enum SubmitError {
 pub struct Server {
     smtp: Vec<SocketAddr>,
     http: SocketAddr,
-    hostname: Arc<str>,
+    /// Recipients and bytes of a message.
     limits: (usize, u64),
+    shared: Shared,
     arbiters: Arbiters,
     queue: Addr<Queue>,
     listener: Addr<Listener>,
-    admin: actix_web::dev::ServerHandle,
-    front: Front,
-    clock: SharedClock,
-    maillog: MailLog,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    admin: admin::Handle,
     failure: watch::Receiver<Option<String>>,
     drain_timeout: Duration,
 }
@@ -184,119 +171,43 @@ impl Server {
     /// # Errors
     /// The same.
     pub async fn start_with(config: Config, extras: Extras) -> Result<Self, StartError> {
-        let plan = start::Plan::make(&config)?;
-        let metrics = match extras.metrics {
-            Some(metrics) => metrics,
-            None => start::metrics(&config)?,
-        };
-        let maillog = MailLog::start(&config.log, extras.log, metrics.log_lines_dropped.clone())
-            .map_err(system("can't start the log thread"))?;
-        let sockets = config.listener_addresses().into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-        let http_socket = bind(config.http.address)?;
-        let smtp = sockets.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>();
-        let smtp = smtp.map_err(system("can't tell the listening address"))?;
-        let http = http_socket.local_addr().map_err(system("can't tell the listening address"))?;
-        let hostname: Arc<str> = config.resolved_hostname().into();
-        let clock = extras.clock;
-        let health = Arc::new(Health::new());
-
-        let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
-        let (counters, instance, files) = (spool.counters()?, spool.instance().to_owned(), spool.files());
-        let front = Front::threaded(Arc::new(spool), Some(files), READERS)
-            .map_err(system("can't start the spool's threads"))?;
+        let plan = Plan::make(&config)?;
+        let sockets = Sockets::bind(&config)?;
+        let (smtp, http) = (sockets.smtp_addresses()?, sockets.http_address()?);
+        let (shared, counters) = Shared::open(&config, extras)?;
         let tls = TlsClients::load().map_err(|error| StartError::Config(error.to_string()))?;
+        let resolver = start::resolver(&config, shared.clock.clone())?;
+        let token = admin::token::read_or_create(&config.spool.path);
+        let token = token.map_err(system("can't read or write the API token"))?;
+
         let arbiters = Arbiters::start(config.server.workers);
-        let delivery = DeliveryContext {
-            hostname: hostname.clone(),
-            settings: config.delivery.clone(),
-            resolver: plan.resolver(&config, clock.clone())?,
-            plan: plan.targets(&config, &smtp, &hostname),
-            tls,
-            content: Arc::new(crate::actors::delivery::SpoolContent::new(front.clone())),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            slots: AddressSlots::new(config.delivery.connections_per_address),
+        let targets = start::targets(&config, &smtp, &shared.hostname);
+        let deliveries = WorkerDeliveries {
+            context: Arc::new(shared.delivery_context(&config, resolver, targets, tls)),
+            workers: arbiters.workers(),
         };
         let (failed, failure) = watch::channel(None);
-        let parts = QueueParts {
-            settings: QueueSettings {
-                hostname: hostname.clone(),
-                retry: crate::schedule::retry::RetryRules::new(&config.retry),
-                routes: plan.routes,
-                connections: plan.connections,
-                connections_per_destination: u32::try_from(config.delivery.connections_per_destination)
-                    .unwrap_or(u32::MAX),
-                recipients_per_transaction: config.delivery.recipients_per_transaction,
-                memory: MemoryBounds::default(),
-            },
-            clock: clock.clone(),
-            front: front.clone(),
-            deliveries: Box::new(WorkerDeliveries {
-                context: Arc::new(delivery),
-                workers: arbiters.workers(),
-            }),
-            metrics: metrics.clone(),
-            maillog: maillog.clone(),
-            health: health.clone(),
-            failure: failed,
-        };
+        let parts = shared.queue_parts(&config, plan.routes, plan.connections, Box::new(deliveries), failed);
         let queue = arbiters.start_queue(parts, counters).await;
         let queue = queue.ok_or_else(|| StartError::Config("the queue's thread ended at once".to_owned()))?;
-        let context = SessionContext {
-            hostname: hostname.clone(),
-            message_size: config.limits.message_size,
-            recipients: config.limits.recipients,
-            errors: config.limits.errors,
-            idle_timeout: config.limits.idle_timeout,
-            data_timeout: config.limits.data_timeout,
-            content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
-            instance: instance.clone(),
-            credits: Credits {
-                messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
-                memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
-            },
-            queue: queue.clone().recipient(),
-            front: front.clone(),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            maillog: maillog.clone(),
-        };
-        let listener =
-            arbiters.start_listener(sockets, config.relay.networks.clone(), plan.sessions, Arc::new(context));
-        let admin = AdminContext {
-            metrics: metrics.clone(),
-            health: health.clone(),
-            spool: front.clone(),
-            spool_path: config.spool.path.clone(),
-            queue: QueueRecipients {
-                inspect: queue.clone().recipient(),
-                command: queue.clone().recipient(),
-                observe: queue.clone().recipient(),
-            },
-            token: admin::token::read_or_create(&config.spool.path)
-                .map_err(system("can't read or write the API token"))?,
-            hosts: config.http.hosts.clone(),
-            clock: clock.clone(),
-        };
-        let admin = admin::serve(http_socket, admin).map_err(system("can't start the HTTP server"))?;
-        let handle = admin.handle();
+        let context = shared.session_context(&config, &queue);
+        let networks = config.relay.networks.clone();
+        let listener = arbiters.start_listener(sockets.smtp, networks, plan.sessions, Arc::new(context));
+        let context = shared.admin_context(&config, &queue, token);
+        let admin = admin::serve(sockets.http, context).map_err(system("can't start the HTTP server"))?;
+        let stop_admin = admin.handle();
         actix_rt::spawn(admin);
-        front.sweep(&instance);
-        health.set(Health::STARTING, None);
+        shared.front.sweep(&shared.instance);
+        shared.health.set(Health::STARTING, None);
         Ok(Self {
             smtp,
             http,
-            hostname,
             limits: (config.limits.recipients, config.limits.message_size),
+            shared,
             arbiters,
             queue,
             listener,
-            admin: handle,
-            front,
-            clock,
-            maillog,
-            metrics,
-            health,
+            admin: stop_admin,
             failure,
             drain_timeout: config.server.drain_timeout,
         })
@@ -314,12 +225,12 @@ impl Server {
 
     /// The relay's metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+        &self.shared.metrics
     }
 
     /// The mail log, line by line, from now on.
     pub fn log_lines(&self) -> broadcast::Receiver<Arc<str>> {
-        self.maillog.tap()
+        self.shared.maillog.tap()
     }
 
     /// Hands in a message; when this returns `Ok` it is on stable storage, and ours.
@@ -337,7 +248,7 @@ impl Server {
         if !has_strict_line_ends(&message.content) {
             return Err(SubmitError::LineEnds);
         }
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.shared.clock.now_ms();
         let mut envelope = Envelope {
             id: crate::actors::new_queue_id(now_ms),
             reverse_path: message.from,
@@ -352,15 +263,19 @@ impl Server {
                 .map(|path| Recipient { destination: path.domain().clone(), path })
                 .collect(),
         };
-        let prefix = trace::prefix(&envelope, &self.hostname, trace::scan_headers(&message.content));
+        let prefix = trace::prefix(&envelope, &self.shared.hostname, trace::scan_headers(&message.content));
         let mut content = BytesMut::with_capacity(prefix.len() + message.content.len());
         content.extend_from_slice(&prefix);
         content.extend_from_slice(&message.content);
         envelope.size = content.len() as u64;
         let id = envelope.id;
+        let credit = self.shared.credits.messages.clone().acquire_owned().await;
+        let content = self.shared.store(&mut envelope, content.freeze()).await.map_err(|error| {
+            tracing::error!(%error, "content can't be stored");
+            SubmitError::Spool
+        })?;
         let (answer, committed) = oneshot::channel();
-        let content = Content::Memory(content.freeze());
-        self.queue.do_send(Enqueue { envelope, content, credits: Vec::new(), answer });
+        self.queue.do_send(Enqueue { envelope, content, credits: credit.into_iter().collect(), answer });
         match committed.await {
             Ok(Ok(())) => Ok(id),
             Ok(Err(NotQueued::Draining)) => Err(SubmitError::Draining),
@@ -379,7 +294,7 @@ impl Server {
 
     /// Drains and ends: no new sessions, running transactions and attempts finish within `server.drain_timeout`.
     pub async fn stop(self) {
-        self.health.set(Health::DRAINING, Some("the relay is stopping".to_owned()));
+        self.shared.health.set(Health::DRAINING, Some("the relay is stopping".to_owned()));
         let drained = async {
             // Told first, so that no new attempt begins while the sessions end.
             let queue_told = self.queue.send(Drain);
@@ -393,31 +308,14 @@ impl Server {
             let _ = tokio::time::timeout(LAST_COMMIT, self.queue.send(Drain)).await;
         }
         self.admin.stop(false).await;
-        self.front.close();
+        self.shared.front.close();
         self.arbiters.stop();
-        self.maillog.flush_within(LAST_LINES);
+        self.shared.maillog.flush_within(LAST_LINES);
     }
 }
 
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |source| StartError::System { what, source }
-}
-
-fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    start::listen(address).map_err(|source| StartError::Listen {
-        address,
-        remedy: match source.kind() {
-            std::io::ErrorKind::AddrInUse => "another program has it: stop that one, or choose another port",
-            std::io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE or root; choose another port, or redirect one"
-            }
-            std::io::ErrorKind::AddrNotAvailable => {
-                "the address is not one of this machine: choose one that is"
-            }
-            _ => "choose another address",
-        },
-        source,
-    })
 }
 
 /// Every CR is followed by LF and every LF preceded by CR.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::StartError;
+use super::{StartError, system};
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -46,21 +46,62 @@ impl Plan {
         }
         Ok(Self { routes, sessions, connections })
     }
+}
 
-    pub fn resolver(&self, config: &Config, clock: SharedClock) -> Result<Arc<dyn Resolve>, StartError> {
-        let resolver = HickoryResolver::new(&config.dns, clock)
-            .map_err(|error| StartError::Config(error.to_string()))?;
-        Ok(Arc::new(resolver))
+/// The relay's view of DNS.
+pub(super) fn resolver(config: &Config, clock: SharedClock) -> Result<Arc<dyn Resolve>, StartError> {
+    let resolver = HickoryResolver::new(&config.dns, clock);
+    Ok(Arc::new(resolver.map_err(|error| StartError::Config(error.to_string()))?))
+}
+
+/// What routing needs to know of the relay; `own` are its listeners.
+pub(super) fn targets(config: &Config, own: &[SocketAddr], hostname: &str) -> PlanSettings {
+    PlanSettings {
+        port: config.delivery.port,
+        own: own.to_vec(),
+        hostname: hostname.to_owned(),
+        addresses: config.delivery.addresses_per_attempt,
+    }
+}
+
+/// The listening sockets.
+pub(super) struct Sockets {
+    pub smtp: Vec<TcpListener>,
+    pub http: TcpListener,
+}
+
+impl Sockets {
+    /// Binds before the spool is opened: a second relay fails at the port, and clients wait in the backlog.
+    pub fn bind(config: &Config) -> Result<Self, StartError> {
+        let smtp = config.listener_addresses().into_iter().map(bind).collect::<Result<_, _>>()?;
+        Ok(Self { smtp, http: bind(config.http.address)? })
     }
 
-    pub fn targets(&self, config: &Config, own: &[SocketAddr], hostname: &str) -> PlanSettings {
-        PlanSettings {
-            port: config.delivery.port,
-            own: own.to_vec(),
-            hostname: hostname.to_owned(),
-            addresses: config.delivery.addresses_per_attempt,
-        }
+    pub fn smtp_addresses(&self) -> Result<Vec<SocketAddr>, StartError> {
+        let addresses = self.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>();
+        addresses.map_err(system("can't tell the listening address"))
     }
+
+    pub fn http_address(&self) -> Result<SocketAddr, StartError> {
+        self.http.local_addr().map_err(system("can't tell the listening address"))
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    listen(address).map_err(|source| StartError::Listen {
+        address,
+        remedy: match source.kind() {
+            std::io::ErrorKind::AddrInUse => "another program has it: stop that one, or choose another port",
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE or root; choose another port, or redirect one"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "the address is not one of this machine: choose one that is"
+            }
+            _ => "choose another address",
+        },
+        source,
+    })
 }
 
 /// Metrics whose destination labels are the configured patterns and the busiest destinations.
@@ -85,14 +126,14 @@ fn share(files: u64, sessions: u64, connections: u64) -> (usize, usize) {
     let room = files.saturating_sub(OTHER_FILES).max(16);
     let wanted = sessions * 2 + connections;
     let fit = |count: u64| {
-        let part = if wanted <= room { count } else { count * room / wanted };
-        usize::try_from(part.max(4)).unwrap_or(usize::MAX)
+        let part = if wanted <= room { count } else { (count * room / wanted).max(1) };
+        usize::try_from(part).unwrap_or(usize::MAX)
     };
     (fit(sessions), fit(connections))
 }
 
 /// Listens. `SO_REUSEADDR` lets a restart follow at once; an IPv6 wildcard takes IPv6 only, so that both can be listed.
-pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -113,5 +154,6 @@ mod tests {
         assert_eq!(share(1 << 20, 1000, 1000), (1000, 1000));
         assert_eq!(share(256 + 1500, 1000, 1000), (500, 500));
         assert_eq!(share(10, 1000, 1000), (5, 5));
+        assert_eq!(share(1 << 20, 1, 2), (1, 2));
     }
 }

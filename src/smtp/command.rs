@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::address::{AddressError, ForwardPath, ReversePath};
+use super::address::{AddressError, DOMAIN_MAX, ForwardPath, ReversePath};
 use super::reply::EnhancedStatus;
 
 /// What the content is declared as (RFC 6152).
@@ -28,8 +28,8 @@ pub enum Command {
         path: ReversePath,
         /// SIZE, in bytes (RFC 1870).
         size: Option<u64>,
-        /// BODY.
-        body: BodyParam,
+        /// BODY, when it was given.
+        body: Option<BodyParam>,
     },
     /// `RCPT TO:<path>`
     Rcpt(ForwardPath),
@@ -89,7 +89,7 @@ impl Command {
         };
         let rest = rest.trim();
         match verb {
-            "HELO" | "EHLO" if rest.is_empty() || rest.contains(' ') => {
+            "HELO" | "EHLO" if !is_client_name(rest) => {
                 Err(error(verb, 501, (5, 5, 4), format!("give one name: {verb} client.example.org")))
             }
             "HELO" => Ok(Self::Helo(rest.to_owned())),
@@ -115,18 +115,18 @@ fn mail(rest: &str) -> Result<Command, CommandError> {
     const HOW: &str = "write MAIL FROM:<user@example.org>";
     let (path, parameters) = bracketed(rest, "FROM:").ok_or_else(|| error("MAIL", 501, (5, 5, 4), HOW))?;
     let path = ReversePath::parse(path).map_err(|wrong| bad_address("MAIL", 7, wrong))?;
-    let (mut size, mut body) = (None, BodyParam::SevenBit);
+    let (mut size, mut body) = (None, None);
     for parameter in parameters.split_ascii_whitespace() {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match key.to_ascii_uppercase().as_str() {
             "SIZE" => {
                 let wrong = || error("MAIL", 501, (5, 5, 4), "SIZE takes a number of bytes");
-                size = Some(value.parse::<u64>().map_err(|_| wrong())?);
+                size = Some(parse_size(value).ok_or_else(wrong)?);
             }
             "BODY" => {
                 body = match value.to_ascii_uppercase().as_str() {
-                    "7BIT" => BodyParam::SevenBit,
-                    "8BITMIME" => BodyParam::EightBitMime,
+                    "7BIT" => Some(BodyParam::SevenBit),
+                    "8BITMIME" => Some(BodyParam::EightBitMime),
                     _ => return Err(error("MAIL", 501, (5, 5, 4), "BODY is 7BIT or 8BITMIME")),
                 }
             }
@@ -145,8 +145,20 @@ fn rcpt(rest: &str, own_domain: &str) -> Result<Command, CommandError> {
     ForwardPath::parse(path, own_domain).map(Command::Rcpt).map_err(|wrong| bad_address("RCPT", 3, wrong))
 }
 
+/// 1–20 digits (RFC 1870 section 4); what is more than fits is more than any limit.
+fn parse_size(value: &str) -> Option<u64> {
+    let good = (1..=20).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_digit());
+    good.then(|| value.parse().unwrap_or(u64::MAX))
+}
+
+/// One word of printable ASCII. Real clients call themselves all kinds of names, and nothing depends on it.
+fn is_client_name(name: &str) -> bool {
+    (1..=DOMAIN_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 fn unknown_parameter(command: &'static str, key: &str) -> CommandError {
-    error(command, 555, (5, 5, 4), format!("parameter {} is not offered here", key.to_ascii_uppercase()))
+    let name = key.get(..32).unwrap_or(key).to_ascii_uppercase();
+    error(command, 555, (5, 5, 4), format!("parameter {name} is not offered here"))
 }
 
 /// RFC 3463: X.1.3 is a bad destination syntax, X.1.7 a bad sender syntax.
@@ -198,7 +210,11 @@ mod tests {
         check("noop whatever", Ok(Command::Noop));
         check(
             "MAIL FROM:<> SIZE=100 BODY=8BITMIME",
-            Ok(Command::Mail { path: ReversePath::Null, size: Some(100), body: BodyParam::EightBitMime }),
+            Ok(Command::Mail {
+                path: ReversePath::Null,
+                size: Some(100),
+                body: Some(BodyParam::EightBitMime),
+            }),
         );
         let path = ForwardPath::parse("\"a>b\"@example.org", "").expect("good");
         check("rcpt to: <\"a>b\"@example.org>", Ok(Command::Rcpt(path)));
@@ -209,12 +225,17 @@ mod tests {
         for (line, reply) in [
             ("", (500, "5.5.2")),
             ("EHLO", (501, "5.5.4")),
+            ("EHLO a\tb", (501, "5.5.4")),
+            ("EHLO ü.example", (501, "5.5.4")),
             ("DATA now", (501, "5.5.4")),
             ("MAIL FROM:user@example.org", (501, "5.5.4")),
             ("MAIL TO:<user@example.org>", (501, "5.5.4")),
             ("MAIL FROM:<user>", (501, "5.1.7")),
             ("MAIL FROM:<a@b.example>SIZE=1", (501, "5.5.4")),
             ("MAIL FROM:<a@b.example> SIZE=x", (501, "5.5.4")),
+            ("MAIL FROM:<a@b.example> SIZE=+1", (501, "5.5.4")),
+            ("MAIL FROM:<a@b.example> SIZE=", (501, "5.5.4")),
+            ("MAIL FROM:<a@b.example> BODY=BINARYMIME", (501, "5.5.4")),
             ("MAIL FROM:<a@b.example> AUTH=<>", (555, "5.5.4")),
             ("RCPT TO:<a@-b.example>", (501, "5.1.3")),
             ("RCPT TO:<a@b.example> NOTIFY=NEVER", (555, "5.5.4")),

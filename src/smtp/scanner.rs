@@ -52,41 +52,64 @@ pub struct Scanner {
 
 impl Scanner {
     /// Scans `input`, appends unstuffed content to `out`, and returns how much of the input it took.
+    ///
+    /// Whole runs of lines are copied at once: only a stuffed dot, a CR at the end of the input and the end of data
+    /// cut a run.
     pub fn scan(&mut self, input: &[u8], out: &mut BytesMut) -> (usize, Scan) {
-        let mut at = 0;
+        // `input[run..at]` is content that is not in `out` yet.
+        let (mut run, mut at) = (0, 0);
         while at < input.len() {
-            let byte = input[at];
-            match (self.state, byte) {
-                (State::LineStart, b'.') => (self.state, at) = (State::Dot, at + 1),
-                (State::Dot, b'\r') => (self.state, at) = (State::DotCr, at + 1),
+            match (self.state, input[at]) {
+                (State::LineStart, b'.') => {
+                    out.extend_from_slice(&input[run..at]);
+                    at += 1;
+                    (self.state, run) = (State::Dot, at);
+                }
+                (State::Dot, b'\r') => {
+                    at += 1;
+                    (self.state, run) = (State::DotCr, at);
+                }
                 (State::DotCr, b'\n') => return (at + 1, Scan::End),
                 (State::Cr, b'\n') => {
-                    self.end_line(out);
+                    out.extend_from_slice(b"\r\n");
+                    self.end_line();
                     at += 1;
+                    run = at;
                 }
                 (State::Cr | State::DotCr, _) => return (at, Scan::Bare),
                 (State::LineStart | State::Dot | State::InLine, _) => {
-                    self.state = State::InLine;
                     let rest = &input[at..];
                     let end = memchr2(b'\r', b'\n', rest);
-                    let text = &rest[..end.unwrap_or(rest.len())];
-                    self.header.text(self.line, text);
-                    self.line += text.len();
-                    out.extend_from_slice(text);
-                    at += text.len();
-                    match end.map(|end| rest[end]) {
-                        None => {}
-                        Some(b'\r') => (self.state, at) = (State::Cr, at + 1),
-                        Some(_) => return (at, Scan::Bare),
+                    self.text(&rest[..end.unwrap_or(rest.len())]);
+                    at += end.unwrap_or(rest.len());
+                    match &input[at..] {
+                        [] => {}
+                        [b'\r', b'\n', ..] => {
+                            at += 2;
+                            self.end_line();
+                        }
+                        [b'\r'] => {
+                            out.extend_from_slice(&input[run..at]);
+                            at += 1;
+                            (self.state, run) = (State::Cr, at);
+                        }
+                        _ => return (at, Scan::Bare),
                     }
                 }
             }
         }
+        out.extend_from_slice(&input[run..at]);
         (at, Scan::More)
     }
 
-    fn end_line(&mut self, out: &mut BytesMut) {
-        out.extend_from_slice(b"\r\n");
+    /// Some of the text of a line.
+    fn text(&mut self, text: &[u8]) {
+        self.header.text(self.line, text);
+        self.line += text.len();
+        self.state = State::InLine;
+    }
+
+    fn end_line(&mut self) {
         self.header.end_line(self.line);
         self.longest = self.longest.max(self.line);
         self.line = 0;
@@ -162,12 +185,13 @@ mod tests {
         check(b"..\r\n...x\r\n.\r\n", b".\r\n..x\r\n", Scan::End);
         check(b".a\r\n.\r\n", b"a\r\n", Scan::End);
         check(b"a\r\n", b"a\r\n", Scan::More);
+        check(b"a\r\n\r\nb\r\n.c\r\nd\r\n..\r\n.\r\n", b"a\r\n\r\nb\r\nc\r\nd\r\n.\r\n", Scan::End);
     }
 
     #[test]
     fn no_bare_cr_or_lf_ends_or_passes() {
         for bad in [
-            &b"a\n.\n"[..],
+            b"a\n.\n".as_slice(),
             b"a\n.\r\n",
             b"a\r.\r",
             b"a\r\n.\nb",

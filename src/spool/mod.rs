@@ -1,7 +1,33 @@
 //! Durable truth. Every accepted message lives here until each of its recipients has met one fate.
 //!
 //! LAW: sled is named here and in `migrations/` only; nothing here knows an actor, a socket or a schedule.
-//! Calls block: only the writer thread and the reader pool ([`front`]) make them.
+//! Calls block: only the writer thread and the reader pools ([`front`]) make them.
+//!
+//! # Every state of a message on disk
+//!
+//! E is its envelope, C its content (in the tree or in a file), R the states of recipients that were tried, D a due key
+//! for each unsettled recipient, T its deadline key, Q its records in quarantine. `+` there, `-` not, `?` either.
+//!
+//! | state | on disk | a crash here leaves | who puts it right |
+//! |---|---|---|---|
+//! | S0 unknown | -E -C -R -D -T -Q | nothing | the client still has the message: it got no 250 |
+//! | S1 arriving | -E ?C -R -D -T -Q | for large content a file that nothing names | [`content::ContentFiles::sweep`] at the next start removes it |
+//! | S2 queued | +E +C ?R +D +T -Q | the message, each recipient as its last commit left it | nobody needs to: the Queue finds it by wake and due keys. What was in flight is tried again (promise P3 says when that doubles) |
+//! | S3 finished | -E ?C -R -D -T -Q | for large content a file that nothing names | the sweep, as for S1 |
+//! | S4 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator; the sweep leaves its file alone |
+//!
+//! ```text
+//! S0 ─ first byte of a large content ─► S1 ─ commit of PutMessage: the instant of the 250 ─► S2
+//! S2 ─ commit that settles the last recipient (with its DSN, if any, as a message in S2) ─► S3 ─ file removed ─► S0
+//! S2 ─ commit of Quarantine, when a record can't be read or an attempt crashed three times ─► S4
+//! ```
+//!
+//! A small message goes from S0 to S2 and from S2 to S0 at once. Each arrow with a commit is one batch: after a crash it
+//! happened or it did not. A commit is answered only after its sync, so a 250 means S2 is on the device.
+//!
+//! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
+//! half allocated (made again at the next start), a wake key of a destination that has nothing due (the Queue, when that
+//! time comes), a new spool without its format record (it is written at the next start).
 
 pub mod content;
 mod database;

@@ -245,15 +245,22 @@ pub(super) fn read_chunks<E: From<Unreadable>>(
     let Some(first) = get(0)? else { return Ok(None) };
     let (total, piece) = unseal(kind, &first)?.split_first_chunk().ok_or(Unreadable::Short)?;
     let total = u32::from_le_bytes(*total) as usize;
+    let check = |piece: &[u8], before: usize| {
+        let expected = (total - before).min(CHUNK);
+        if piece.len() == expected { Ok(()) } else { Err(Unreadable::Field("length")) }
+    };
+    check(piece, 0)?;
     if piece.len() == total {
         return Ok(Some(Bytes::copy_from_slice(piece)));
     }
     let mut whole = piece.to_vec();
     for number in 1..chunks(total) {
         let record = get(number)?.ok_or(Unreadable::Chunk(number))?;
-        whole.extend_from_slice(unseal(kind, &record)?);
+        let piece = unseal(kind, &record)?;
+        check(piece, whole.len())?;
+        whole.extend_from_slice(piece);
     }
-    if whole.len() == total { Ok(Some(whole.into())) } else { Err(Unreadable::Field("length").into()) }
+    Ok(Some(whole.into()))
 }
 
 #[cfg(test)]

@@ -9,6 +9,10 @@
 //! Linux reports a failed write-back once per open descriptor. sled has a thread of its own that syncs and only logs
 //! errors, so an error could be used up there. Therefore each database file is also opened here, before sled opens it,
 //! and synced through our descriptor, which sees every error.
+//!
+//! A batch is two writes in sled, a manifest of some 24 bytes and the rest, from two of its threads, and each asks for a
+//! sync: two syncs that overlap. Letting the small one wait and share the sync of the other was tried and measured 10–20 %
+//! slower (the wake-ups cost more than the second sync, which starts while the rest is still being written).
 
 #![allow(unsafe_code)]
 

@@ -13,3 +13,4 @@ mod output;
 mod startup;
 mod tidy;
 mod tools;
+mod transcripts;

@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::support::relay::{self, Ended, Setup};
+use crate::support::relay::{Ended, Setup};
 use crate::support::{PATIENCE, http};
 
 /// The program must fail, and say each of `words`.
@@ -46,10 +46,7 @@ fn a_taken_http_port_is_named() {
 #[test]
 fn a_configuration_that_is_not_there_is_named() {
     let setup = Setup::new();
-    let output = relay::command(setup.folder()).args(["serve", "--config", "nowhere.toml"]).output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    check_refused(&Ended { status: output.status, output: text }, &["nowhere.toml", "no such file"]);
+    check_refused(&setup.run(&["serve", "--config", "nowhere.toml"]), &["nowhere.toml", "no such file"]);
 }
 
 #[test]
@@ -57,10 +54,7 @@ fn a_configuration_that_can_not_be_read_is_named() {
     let setup = Setup::new();
     // A folder can't be read as a file, by root neither.
     std::fs::create_dir(setup.folder().join("folder.toml")).unwrap();
-    let output = relay::command(setup.folder()).args(["serve", "--config", "folder.toml"]).output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    check_refused(&Ended { status: output.status, output: text }, &["folder.toml", "read"]);
+    check_refused(&setup.run(&["serve", "--config", "folder.toml"]), &["folder.toml", "read"]);
 }
 
 #[test]
@@ -85,12 +79,7 @@ fn a_wrong_configuration_is_named_with_its_line_and_the_remedy() {
 #[test]
 fn check_reports_without_starting() {
     let setup = Setup::new().set("server.hostnam", "\"x.test\"");
-    std::fs::write(setup.folder().join("posthaste.toml"), setup.toml()).unwrap();
-    let output =
-        relay::command(setup.folder()).args(["check", "--config", "posthaste.toml"]).output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    check_refused(&Ended { status: output.status, output: text }, &["hostnam", "hostname"]);
+    check_refused(&setup.run(&["check", "--config", "posthaste.toml"]), &["hostnam", "hostname"]);
     assert!(!setup.folder().join("spool").exists(), "check must not create a spool");
 }
 

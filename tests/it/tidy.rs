@@ -6,10 +6,14 @@
 use std::fmt;
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Files that may break a rule: file, rule, reason. Keep it short; an entry that is not needed fails.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[(
+    "src/spool/sled/open.rs",
+    "sleep",
+    "opening waits for sled's threads to let go of the file; no arbiter runs yet, and a file lock can't be waited for with a limit",
+)];
 
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 60;
@@ -17,7 +21,7 @@ const FUNCTION_LINES: usize = 60;
 /// What the code of a folder (or file) may name of this crate and of others.
 struct Law {
     place: &'static str,
-    /// Modules of this crate that it may use; empty: any.
+    /// Modules of this crate that it may use.
     modules: &'static [&'static str],
     /// Paths that it must not name.
     never: &'static [&'static str],
@@ -48,13 +52,13 @@ const LAWS: &[Law] = &[
     },
     Law {
         place: "src/spool/",
-        modules: &["spool", "mail", "smtp", "config", "clock", "metrics"],
+        modules: &["spool", "migrations", "mail", "smtp", "config", "clock", "metrics"],
         never: &["actix", "actix_rt", "actix_web", "tokio::net"],
         way_out: "spool/ names no actor, no socket, no schedule: give it a callback or a channel",
     },
     Law {
         place: "src/config/",
-        modules: &["config", "smtp"],
+        modules: &["config", "route", "smtp"],
         never: &["actix", "tokio", "sled"],
         way_out: "config/ only describes: act on it elsewhere",
     },
@@ -78,7 +82,7 @@ const HOMES: &[(&str, &[&str], &str)] = &[
         &["src/actors/", "src/admin", "src/embed", "src/cli", "src/main.rs"],
         "start tasks from the actor that owns them",
     ),
-    ("actix_web", &["src/admin"], "HTTP is in admin only"),
+    ("actix_web", &["src/admin", "src/embed"], "HTTP is in admin only; embed/ holds its handle"),
     ("sled", &["src/spool/", "migrations/", "src/migrations/"], "go through the Spool trait"),
     (
         "hickory_resolver",
@@ -220,7 +224,7 @@ fn sources(root: &Path) -> Vec<(String, String)> {
     files
 }
 
-fn relative(root: &Path, path: &PathBuf) -> String {
+fn relative(root: &Path, path: &Path) -> String {
     path.strip_prefix(root).unwrap().to_string_lossy().into_owned()
 }
 
@@ -380,7 +384,7 @@ fn functions(code: &str) -> Vec<(usize, usize)> {
 /// The unit tests of a file: `#[cfg(test)]` blocks, or all of `tests.rs`.
 fn test_regions(file: &str, code: &str) -> Vec<Range<usize>> {
     if file.ends_with("/tests.rs") {
-        return vec![0..code.len()];
+        return std::iter::once(0..code.len()).collect();
     }
     let blocks = code.match_indices("#[cfg(test)]").filter_map(|(at, _)| {
         let open = at + code[at..].find(['{', ';'])?;

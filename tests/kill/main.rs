@@ -35,7 +35,7 @@ use clients::Clients;
 use support::message::Chance;
 use support::relay::{Relay, Setup};
 use support::sink::Sink;
-use support::wait_until;
+use support::{PATIENCE, http, wait_until};
 
 /// What a busy machine of two cores may take to wake the relay's thread that reads a 250.
 pub const SCHEDULING: Duration = Duration::from_millis(20);
@@ -74,6 +74,11 @@ fn nothing_answered_is_lost_or_damaged_and_nothing_is_doubled_without_need() {
     let account = Account::draw(&clients, &sinks, &kills);
     account.print(&relay.last_lines(5));
     account.judge();
+    for left_behind in ["posthaste_queue_messages", "posthaste_quarantined_messages"] {
+        wait_until(&format!("{left_behind} to be 0"), PATIENCE, || {
+            http::metric(&relay.metrics(), left_behind, &[]) == Some(0.0)
+        });
+    }
 }
 
 /// Lets the load run until enough is answered, kills at a random instant, starts again.

@@ -16,7 +16,7 @@ pub fn rude(salt: u64) -> Sink {
     let strikes = move |kind: &str, what: &str, part: u64| {
         let mut hasher = DefaultHasher::new();
         (salt, kind, what).hash(&mut hasher);
-        hasher.finish() % part == 0 && suffered.lock().unwrap().insert(format!("{kind} {what}"))
+        hasher.finish().is_multiple_of(part) && suffered.lock().unwrap().insert(format!("{kind} {what}"))
     };
     Sink::start(place::free_place(), false, move |moment| match moment {
         Moment::Greeting => Manner::Accept,

@@ -44,18 +44,22 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Everything at its default, but the addresses and a short retry.
-    pub fn new() -> Self {
+    /// Everything at its default, but the addresses.
+    pub fn plain() -> Self {
         let folder = tempfile::Builder::new().prefix("posthaste-").tempdir().expect("a temporary folder");
         let http = place::free_place();
         let setup =
             Self { folder, smtp: place::free_place(), http, keys: BTreeMap::new(), routes: Vec::new() };
-        setup
+        setup.set("http.address", &format!("\"{http}\""))
+    }
+
+    /// For tests: a name of its own, a short retry without jitter, a small reserve.
+    pub fn new() -> Self {
+        Self::plain()
             .set("server.hostname", "\"relay.test\"")
-            .set("http.address", &format!("\"{http}\""))
             .set("retry.schedule", "[\"1s\", \"2s\"]")
             .set("retry.jitter", "0.0")
-            .set("spool.reserve", "\"1MiB\"")
+            .set("spool.reserve", "\"8MiB\"")
     }
 
     /// Sets a dotted key to a TOML value.
@@ -99,28 +103,41 @@ impl Setup {
         relay
     }
 
-    /// Runs the program to its end, for set-ups that can't work.
+    /// Runs `serve` to its end, for set-ups that can't work.
+    ///
+    /// # Panics
+    /// As [`Setup::run`].
+    #[track_caller]
+    pub fn run_to_end(&self) -> Ended {
+        self.run(&["serve", "--config", "posthaste.toml"])
+    }
+
+    /// Runs the program with these arguments to its end; the configuration is written before.
     ///
     /// # Panics
     /// When it still runs after [`PATIENCE`].
     #[track_caller]
-    pub fn run_to_end(&self) -> Ended {
-        let mut child = self.spawn();
+    pub fn run(&self, args: &[&str]) -> Ended {
+        let mut child = self.spawn_with(args);
         let status = await_exit(&mut child, PATIENCE);
         let output = self.output();
         let status = status.unwrap_or_else(|| {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the relay runs, though it can't have what it needs; it said:\n{output}")
+            panic!("{args:?} still runs; it said:\n{output}")
         });
         Ended { status, output }
     }
 
     fn spawn(&self) -> Child {
+        self.spawn_with(&["serve", "--config", "posthaste.toml"])
+    }
+
+    fn spawn_with(&self, args: &[&str]) -> Child {
         self.write();
         let log = self.log();
         command(self.folder())
-            .args(["serve", "--config", "posthaste.toml"])
+            .args(args)
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
             .spawn()

@@ -73,11 +73,11 @@ impl std::fmt::Debug for DeliveryContext {
 #[derive(Clone, Debug)]
 pub struct DeliveryHandle {
     /// Takes attempts.
-    pub attempt: Recipient<messages::Attempt>,
+    pub attempt: Recipient<Attempt>,
     /// Takes the notice that the relay drains.
-    pub drain: Recipient<messages::Drain>,
+    pub drain: Recipient<Drain>,
     /// Takes the notice that the drain time is over.
-    pub abort: Recipient<messages::Abort>,
+    pub abort: Recipient<Abort>,
 }
 
 /// Starts Delivery actors; the Queue knows no more of them.

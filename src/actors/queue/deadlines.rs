@@ -169,7 +169,6 @@ impl Queue {
     }
 
     fn deadline_came(&mut self, (at, id): (u64, QueueId), stored: Option<StoredMessage>, records: &Records) {
-        let now_ms = self.now_ms();
         let resident = match &stored {
             Some(stored) => self.residents.adopt(stored),
             None => match self.residents.get_mut(id) {

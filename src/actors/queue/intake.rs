@@ -94,7 +94,9 @@ impl Queue {
         metrics.commits_total.inc();
         metrics.commit_seconds.observe(took.as_secs_f64());
         let Some(done) = self.under_way.take() else { return };
-        done.answers.into_iter().for_each(|answer| drop(answer.send(())));
+        for answer in done.answers {
+            let _ = answer.send(());
+        }
         for (id, number) in done.settling {
             self.settled_on_disk(id, number);
         }
@@ -132,7 +134,7 @@ impl Queue {
                 self.offer(&recipient.destination);
             } else {
                 entry.more_on_disk = true;
-                self.to_disk(envelope.id, number, &recipient.destination);
+                self.drop_to_disk(envelope.id, number, &recipient.destination);
             }
             self.grant_wish(envelope.id, number);
         }
@@ -161,7 +163,7 @@ impl Queue {
     }
 
     /// Drops a recipient from memory; it is found again through the due index.
-    pub(super) fn to_disk(&mut self, id: QueueId, number: u16, destination: &Domain) {
+    pub(super) fn drop_to_disk(&mut self, id: QueueId, number: u16, destination: &Domain) {
         self.residents.put(id, number, Place::Disk);
         let now_ms = self.now_ms();
         let Some(entry) = self.destinations.map.get(destination) else { return };

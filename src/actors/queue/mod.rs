@@ -292,7 +292,9 @@ impl Queue {
             && self.under_way.is_none()
             && (self.open.is_empty() || self.failed);
         if self.draining && idle {
-            self.drained.drain(..).for_each(|waiting| drop(waiting.send(())));
+            for waiting in self.drained.drain(..) {
+                let _ = waiting.send(());
+            }
         }
     }
 }
@@ -363,10 +365,10 @@ impl Handler<Inspect> for Queue {
 }
 
 impl Handler<Observe> for Queue {
-    type Result = ();
+    type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: Observe, _: &mut Self::Context) {
-        self.observe();
+    fn handle(&mut self, _: Observe, _: &mut Self::Context) -> Self::Result {
+        self.observe()
     }
 }
 

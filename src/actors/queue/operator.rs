@@ -15,6 +15,9 @@ use crate::metrics::Outcome;
 use crate::smtp::reply::EnhancedStatus;
 use crate::spool::{Op, SpoolError};
 
+/// Failing destinations that a look at the metrics counts at most: it must stay cheap.
+const FAILING_MAX: usize = 10_000;
+
 /// Spool → Queue: the message that a command is about.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -122,7 +125,7 @@ impl Queue {
             tls: false,
             now_ms,
         });
-        self.count(Outcome::Removed, CauseClass::Operator);
+        self.count(id, number, Outcome::Removed, CauseClass::Operator);
         self.finish(id, number, Status::Removed, Some(LastReply { at_ms: now_ms, host: None, cause }));
     }
 
@@ -154,8 +157,8 @@ impl Queue {
         }
     }
 
-    /// Refreshes the gauges that are computed, not counted.
-    pub(super) fn observe(&self) {
+    /// Refreshes the gauges that are computed, not counted; done when the spool has told its part.
+    pub(super) fn observe(&self) -> ResponseFuture<()> {
         let metrics = &self.parts.metrics;
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let big = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
@@ -166,31 +169,36 @@ impl Queue {
         metrics.quarantined_messages.set(big(self.counters.quarantined));
         let entries = &self.destinations.map;
         metrics.destinations_active.set(gauge(entries.len()));
-        metrics
-            .destinations_backing_off
-            .set(gauge(entries.values().filter(|at| at.backs_off(now_ms)).count()));
         metrics.destinations_slow.set(gauge(entries.values().filter(|at| at.slow > 0).count()));
         metrics.recipients_ready.set(gauge(entries.values().map(|at| at.ready.len()).sum()));
         metrics.recipients_in_flight.set(gauge(self.attempts.values().map(|at| at.recipients.len()).sum()));
         metrics.slots_used.set(gauge(self.slots.used()));
         metrics.memory_content_bytes.set(gauge(self.residents.content_bytes()));
         metrics.enqueue_waiting.set(gauge(self.open.arrivals.len()));
-        self.observe_spool(now_ms);
+        let next_wake = self.wakes.next_ms().filter(|at| *at > 0);
+        metrics.next_wake_seconds.set(next_wake.map_or(0.0, |at| (at as f64 - now_ms as f64) / 1e3));
+        self.observe_spool(now_ms)
     }
 
-    /// The oldest message and the syncs are asked of the spool; the gauges follow at the next look.
-    fn observe_spool(&self, now_ms: u64) {
-        let metrics = self.parts.metrics.clone();
-        self.parts.front.read(
-            move |spool| (spool.list(None, 1), spool.syncs()),
-            move |(oldest, syncs)| {
-                let arrived =
-                    oldest.ok().and_then(|list| list.first().map(|first| first.envelope.arrived_ms));
-                let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
-                metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
-                metrics.set_syncs(syncs);
-            },
-        );
+    /// The age of the oldest message, the syncs and the destinations that back off are asked of the spool.
+    fn observe_spool(&self, now_ms: u64) -> ResponseFuture<()> {
+        let (metrics, front) = (self.parts.metrics.clone(), self.parts.front.clone());
+        Box::pin(async move {
+            let look = |spool: &dyn crate::spool::Spool| {
+                (spool.list(None, 1), spool.destinations(None, FAILING_MAX), spool.syncs())
+            };
+            let Some((oldest, failing, syncs)) = front.read_async(look).await else { return };
+            let arrived = oldest.ok().and_then(|list| list.first().map(|first| first.envelope.arrived_ms));
+            let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
+            metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
+            metrics.set_syncs(syncs);
+            let failing = failing.unwrap_or_default();
+            let backing_off = failing.iter().filter(|(_, record)| record.retry_at_ms > now_ms);
+            metrics.set_backing_off(backing_off.map(|(destination, record)| {
+                let class = record.last.as_ref().map_or(CauseClass::Connect, |last| last.cause.class);
+                (destination, class)
+            }));
+        })
     }
 }
 

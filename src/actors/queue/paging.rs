@@ -186,7 +186,7 @@ impl Queue {
         entry.more_on_disk |= !ready.is_empty();
         for (id, number) in ready {
             if self.residents.get(id).is_some_and(|at| at.places[usize::from(number)] == Place::Ready) {
-                self.to_disk(id, number, destination);
+                self.drop_to_disk(id, number, destination);
             }
         }
     }

@@ -99,10 +99,10 @@ impl Queue {
         };
         if status == Status::Bounced {
             self.parts.maillog.bounced(&line);
-            self.count(Outcome::Bounced, cause.class);
+            self.count(envelope.id, number, Outcome::Bounced, cause.class);
         } else {
             self.parts.maillog.expired(&line);
-            self.count(Outcome::Expired, cause.class);
+            self.count(envelope.id, number, Outcome::Expired, cause.class);
         }
         let last = LastReply { at_ms: now_ms, host: host.map(|host| host.to_string()), cause };
         self.finish(envelope.id, number, status, Some(last));

@@ -128,11 +128,11 @@ impl Queue {
                 return Some((ReportKind::Failed, Failed { number, cause, host: context.host.clone() }));
             }
             Fate::Again => {
-                self.count(Outcome::Again, CauseClass::Accepted);
+                self.count(context.id, number, Outcome::Again, CauseClass::Accepted);
                 self.back_in_line(context.id, number, None);
             }
             Fate::Busy => {
-                self.count(Outcome::Busy, CauseClass::Connect);
+                self.count(context.id, number, Outcome::Busy, CauseClass::Connect);
                 let until = self.parts.clock.instant() + BUSY_PAUSE;
                 self.back_in_line(context.id, number, Some(until));
             }
@@ -144,7 +144,7 @@ impl Queue {
                     text: "the drain time ended before the remote answered; it may be delivered twice"
                         .to_owned(),
                 };
-                self.count(Outcome::Interrupted, cause.class);
+                self.count(context.id, number, Outcome::Interrupted, cause.class);
                 self.log(context, number, &cause, |log, line| log.interrupted(line));
                 self.back_in_line(context.id, number, None);
             }
@@ -153,7 +153,7 @@ impl Queue {
     }
 
     fn delivered(&mut self, context: &Context, number: u16, cause: Cause) {
-        self.count(Outcome::Delivered, CauseClass::Accepted);
+        self.count(context.id, number, Outcome::Delivered, CauseClass::Accepted);
         if let Some(resident) = self.residents.get(context.id) {
             let age = context.now_ms.saturating_sub(resident.envelope.arrived_ms);
             self.parts.metrics.delivery_seconds.observe(age as f64 / 1e3);
@@ -192,6 +192,8 @@ impl Queue {
         };
         state.last = Some(last);
         self.count(
+            context.id,
+            number,
             if cause.class == CauseClass::Crashed { Outcome::Crashed } else { Outcome::Deferred },
             cause.class,
         );
@@ -275,7 +277,7 @@ impl Queue {
             // Only now: pages that were read since it was rescheduled have skipped it.
             entry.note_due(state.due_ms);
         }
-        self.to_disk(id, number, &destination);
+        self.drop_to_disk(id, number, &destination);
         self.refill(&destination, self.now_ms());
     }
 
@@ -294,7 +296,7 @@ impl Queue {
         entry.pause_until = entry.pause_until.max(pause_until);
         if self.draining || entry.backs_off(now_ms) {
             entry.more_on_disk = true;
-            self.to_disk(id, number, &destination);
+            self.drop_to_disk(id, number, &destination);
         } else {
             entry.ready.push_front((id, number));
             self.residents.put(id, number, Place::Ready);
@@ -361,12 +363,18 @@ impl Queue {
         self.counters.messages = self.counters.messages.saturating_sub(1);
         self.counters.bytes = self.counters.bytes.saturating_sub(size);
         self.counters.quarantined += 1;
-        self.count(Outcome::Crashed, CauseClass::Crashed);
+        self.count(id, number, Outcome::Crashed, CauseClass::Crashed);
         self.open.changes.push(Op::Quarantine(id, format!("recipient {number}: {cause}")));
     }
 
-    pub(super) fn count(&self, outcome: Outcome, class: CauseClass) {
-        self.parts.metrics.outcome(outcome, class);
+    /// Counts an outcome, over all and for the recipient's destination.
+    pub(super) fn count(&self, id: QueueId, number: u16, outcome: Outcome, class: CauseClass) {
+        let metrics = &self.parts.metrics;
+        metrics.outcome(outcome, class);
+        if let Some(resident) = self.residents.get(id) {
+            let destination = &resident.envelope.recipients[usize::from(number)].destination;
+            metrics.destinations.count(destination, outcome);
+        }
     }
 
     fn log(

@@ -71,7 +71,7 @@ pub struct SessionContext {
 }
 
 /// Credits: how many messages, and how much content, may be between sessions and the spool.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Credits {
     /// One per message, taken at MAIL.
     pub messages: Arc<Semaphore>,

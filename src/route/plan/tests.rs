@@ -1,3 +1,4 @@
+//! Planning over a made-up DNS: who is dialled, in which order, and what becomes of mail that has no host.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;

@@ -1,27 +1,33 @@
 //! The receiving side (RFC 5321 section 4), without I/O.
 //!
 //! ```text
-//!           HELO/EHLO            MAIL allowed             DATA allowed
-//!  Hello ─────────────► Ready ─────────────────► Mail ───────────────► Data
-//!                         ▲                       │  RCPT…              │ final dot
-//!                         │   RSET, EHLO, refused │                     ▼
-//!                         └───────────────────────┴──── accepted ◄── verdict
-//!  QUIT, too many errors, bare CR or LF in content, close(): Closed
+//!          HELO, EHLO          MAIL, allowed          DATA, allowed
+//!  Hello ────────────► Ready ────────────────► Mail ─────────────────► Data
+//!                        ▲                      │ RCPT…                 │ final dot
+//!                        │ RSET, EHLO, refused  │                       ▼
+//!                        ├──────────────────────┘        accepted, refused
+//!                        └──────────────────────────────────────────────┘
+//!  any ── QUIT, too many errors, a bare CR or LF in content, 421 ──► Closed
 //! ```
+//!
+//! Where an arrow says "allowed" or "accepted", the machine raises an event and waits for its driver's verdict; it
+//! parses nothing until then. `dialogue` has the commands, `content` what follows DATA, `replies` what is said.
 
+mod content;
+mod dialogue;
 mod replies;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::{Buf, BytesMut};
-use memchr::memchr;
 
-use self::replies::{line, lines};
+use self::dialogue::Line;
+use self::replies::line;
 use super::address::{ForwardPath, ReversePath};
 pub use super::command::BodyParam;
-use super::command::{Command, CommandError};
 use super::reply::{EnhancedStatus, ReplyCode};
-use super::scanner::{Scan, Scanner};
+use super::scanner::Scanner;
 pub use replies::Refusal;
 
 /// Longest command line in octets, CRLF included: RFC 5321 section 4.5.3.1.4 asks for 512, extensions for more.
@@ -29,6 +35,13 @@ pub const COMMAND_LINE_MAX: usize = 2048;
 /// More `Received:` fields than this are a loop (RFC 5321 section 6.3 asks for at least 100 hops of patience in theory,
 /// the field uses 25 to 100).
 pub const RECEIVED_MAX: usize = 50;
+/// Commands since the last message that moved nothing on (NOOP, RSET, HELP, VRFY, HELO, EHLO); each one more is an
+/// error. It bounds what one burst of input can make the server say.
+pub const CHATTER_MAX: usize = 100;
+/// Recipients above the limit that one transaction may name; each one more is an error.
+pub const OVERSHOOT_MAX: usize = 1000;
+/// An idle session keeps no buffer above this many bytes.
+const IDLE_BUFFER_MAX: usize = 4096;
 
 /// What a server does and allows.
 #[derive(Clone, Debug)]
@@ -56,7 +69,7 @@ pub struct Transaction {
     pub declared_size: Option<u64>,
     /// RCPT TO, in order; those that were refused are not here.
     pub recipients: Vec<ForwardPath>,
-    /// The client's name for itself.
+    /// The client's name for itself: 1–255 printable ASCII characters without blanks, unchecked beyond that.
     pub helo: String,
     /// EHLO rather than HELO.
     pub extended: bool,
@@ -65,7 +78,8 @@ pub struct Transaction {
 /// What the machine wants from its driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// MAIL was good: answer with [`Server::allow`] or [`Server::refuse`].
+    /// MAIL was good: answer with [`Server::allow`] or [`Server::refuse`]. Not raised for a client that may not relay:
+    /// nothing it says can become a message.
     MailWanted,
     /// DATA was good: the same.
     DataWanted,
@@ -73,7 +87,7 @@ pub enum Event {
     Content,
     /// The content is whole: answer with [`Server::accepted`] or [`Server::refuse`].
     MessageEnd(Transaction),
-    /// A transaction that was allowed ended without a message: free what it holds.
+    /// A transaction that was allowed ended without [`Event::MessageEnd`]: free what it holds, drop its content.
     Reset,
     /// The client was refused something, for log and metrics.
     Refused {
@@ -84,7 +98,7 @@ pub enum Event {
         /// Its status and text.
         text: String,
     },
-    /// Write [`Server::transmit`], then close.
+    /// Write [`Server::transmit`], then close. Nothing comes behind it.
     Close,
 }
 
@@ -97,11 +111,11 @@ enum State {
     Closed,
 }
 
+/// A message that is coming in.
 #[derive(Debug)]
 struct Data {
     transaction: Transaction,
     scanner: Scanner,
-    size: u64,
     too_large: bool,
 }
 
@@ -115,11 +129,21 @@ enum Pending {
 
 type OnRecipient = Box<dyn FnMut(&ForwardPath) -> Option<Refusal> + Send>;
 
-/// The receiving machine.
+/// The receiving machine. A driver calls, for each connection:
 ///
-/// Input: [`Self::handle_bytes`]. Verdicts: [`Self::allow`], [`Self::refuse`], [`Self::accepted`], and [`Self::close`] at
-/// any time. Output, after each of those: [`Self::poll_event`] until `None`, then write and clear [`Self::transmit`].
-/// Bytes are taken while a verdict is pending too, but only buffered: read no more while [`Self::wants_input`] is false.
+/// 1. [`new`](Self::new), then writes and clears [`transmit`](Self::transmit): the greeting.
+/// 2. *Input*: [`handle_bytes`](Self::handle_bytes) with what it read. All of it is taken, while a verdict is pending
+///    too, but then only buffered: it reads no more while [`wants_input`](Self::wants_input) is false.
+/// 3. *Output*: [`poll_event`](Self::poll_event) until `None`, then it writes and clears [`transmit`](Self::transmit):
+///    one write for a burst of pipelined commands. Content may be taken from [`content`](Self::content) at any time.
+/// 4. *Verdicts*: [`allow`](Self::allow) or [`refuse`](Self::refuse) after [`Event::MailWanted`] and
+///    [`Event::DataWanted`], [`accepted`](Self::accepted) or [`refuse`](Self::refuse) after [`Event::MessageEnd`]. Each
+///    lets the machine go on with what is buffered: back to 3.
+/// 5. [`close`](Self::close) and [`close_now`](Self::close_now) at any time: back to 3. After [`Event::Close`] it writes
+///    what is left and closes, reading on for a moment so that a client that still sends sees the last reply.
+///
+/// Memory is bounded by one burst of input (what is read between two rounds of 3), the replies to it, the recipients,
+/// and the content that the driver leaves here, at most `message_size` bytes.
 pub struct Server {
     settings: ServerSettings,
     state: State,
@@ -127,12 +151,14 @@ pub struct Server {
     pending: Option<Pending>,
     closing: Option<Refusal>,
     input: BytesMut,
-    /// Inside a command line that is too long: its rest is dropped.
-    skipping: bool,
+    line: Line,
     output: BytesMut,
     content: BytesMut,
+    content_size: u64,
     events: VecDeque<Event>,
     errors: usize,
+    chatter: usize,
+    overshoot: usize,
     on_recipient: Option<OnRecipient>,
 }
 
@@ -148,11 +174,14 @@ impl Server {
             pending: None,
             closing: None,
             input: BytesMut::new(),
-            skipping: false,
+            line: Line::Fresh,
             output,
             content: BytesMut::new(),
+            content_size: 0,
             events: VecDeque::new(),
             errors: 0,
+            chatter: 0,
+            overshoot: 0,
             on_recipient: None,
         }
     }
@@ -162,8 +191,9 @@ impl Server {
         self.on_recipient = Some(Box::new(decide));
     }
 
-    /// Takes bytes of the client.
+    /// Takes bytes of the client, all of them.
     pub fn handle_bytes(&mut self, bytes: &[u8]) {
+        drop_if_idle(&mut self.output);
         if self.input.is_empty() {
             let used = self.consume(bytes);
             self.input.extend_from_slice(&bytes[used..]);
@@ -188,25 +218,23 @@ impl Server {
         &mut self.content
     }
 
-    /// Content bytes of the running message, taken ones included.
+    /// Content bytes of the message that is coming in or awaits its verdict, taken ones included.
     pub fn content_size(&self) -> u64 {
-        match &self.state {
-            State::Data(data) => data.size,
-            _ => 0,
-        }
+        self.content_size
     }
 
-    /// The transaction whose content is coming in.
+    /// The transaction whose content is asked for or coming in.
     pub fn transaction(&self) -> Option<&Transaction> {
-        match &self.state {
-            State::Data(data) => Some(&data.transaction),
+        match (&self.pending, &self.state) {
+            (Some(Pending::Data(transaction)), _) => Some(transaction),
+            (_, State::Data(data)) => Some(&data.transaction),
             _ => None,
         }
     }
 
-    /// Whether a transaction is open: from MAIL to the answer of its final dot.
+    /// Whether a transaction is open, from MAIL to the answer of its final dot; never for a client that may not relay.
     pub fn in_transaction(&self) -> bool {
-        self.pending.is_some() || matches!(self.state, State::Mail(_) | State::Data(_))
+        self.pending.is_some() || self.is_allowed()
     }
 
     /// Whether content is coming in.
@@ -222,25 +250,19 @@ impl Server {
     /// Verdict: go on with what MAIL or DATA asked for.
     pub fn allow(&mut self) {
         match self.pending.take() {
-            Some(Pending::Mail(transaction)) => {
-                self.say(250, (2, 1, 0), "sender ok");
-                self.state = State::Mail(transaction);
-            }
-            Some(Pending::Data(transaction)) => {
-                line(&mut self.output, 354, None, "send the message; end with a line that is a single dot");
-                self.content.clear();
-                let data = Data { transaction, scanner: Scanner::default(), size: 0, too_large: false };
-                self.state = State::Data(data);
-            }
+            Some(Pending::Mail(transaction)) => self.open(transaction),
+            Some(Pending::Data(transaction)) => self.begin_content(transaction),
             other => self.pending = other,
         }
         self.resume();
     }
 
     /// Verdict: the message is on stable storage under this queue id.
-    pub fn accepted(&mut self, id: impl std::fmt::Display) {
+    pub fn accepted(&mut self, id: impl fmt::Display) {
         if matches!(self.pending, Some(Pending::Message)) {
             self.pending = None;
+            self.content = BytesMut::new();
+            self.chatter = 0;
             self.say(250, (2, 0, 0), &format!("ok, queued as {id}"));
             self.resume();
         }
@@ -257,11 +279,10 @@ impl Server {
             Some(Pending::Message) => "DATA",
             None => return,
         };
-        self.content.clear();
+        self.content = BytesMut::new();
         self.state = State::Ready;
-        let ends = refusal.code == ReplyCode::SERVICE_UNAVAILABLE;
         self.give(command, &refusal);
-        if ends {
+        if refusal.code == ReplyCode::SERVICE_UNAVAILABLE {
             self.end();
         }
         self.resume();
@@ -274,12 +295,14 @@ impl Server {
         self.close_when_possible();
     }
 
-    /// Ends the session with this reply now, whatever it is in.
+    /// Ends the session with this reply now, whatever it is in. What was to be asked of the driver is asked no more.
     pub fn close_now(&mut self, refusal: Refusal) {
         if matches!(self.state, State::Closed) {
             return;
         }
-        if self.in_transaction() {
+        let unheard = self.events.iter().any(|event| matches!(event, Event::MessageEnd(_)));
+        self.events.retain(|event| matches!(event, Event::Reset | Event::Refused { .. }));
+        if unheard || self.is_allowed() {
             self.events.push_back(Event::Reset);
         }
         self.pending = None;
@@ -289,24 +312,35 @@ impl Server {
 
     fn close_when_possible(&mut self) {
         let free = self.pending.is_none() && !self.in_data();
-        if let (true, Some(refusal)) = (free, self.closing.take_if(|_| free)) {
+        if let Some(refusal) = self.closing.take_if(|_| free) {
             self.close_now(refusal);
         }
     }
 
     fn end(&mut self) {
         self.state = State::Closed;
-        self.input.clear();
-        self.content.clear();
+        self.input = BytesMut::new();
+        self.content = BytesMut::new();
         self.events.push_back(Event::Close);
     }
 
+    /// Whether the driver allowed a transaction and has not heard of its end.
+    fn is_allowed(&self) -> bool {
+        match self.state {
+            State::Mail(_) => self.settings.may_relay,
+            State::Data(_) => true,
+            _ => matches!(self.pending, Some(Pending::Data(_))),
+        }
+    }
+
+    /// Goes on with what is buffered.
     fn resume(&mut self) {
         self.close_when_possible();
         let mut input = std::mem::take(&mut self.input);
         let used = self.consume(&input);
         if !matches!(self.state, State::Closed) {
             input.advance(used);
+            drop_if_idle(&mut input);
             self.input = input;
         }
     }
@@ -328,212 +362,37 @@ impl Server {
         at
     }
 
-    fn take_line(&mut self, input: &[u8]) -> usize {
-        let Some(end) = memchr(b'\n', input) else {
-            if self.skipping || input.len() > COMMAND_LINE_MAX {
-                self.skipping = true;
-                return input.len();
-            }
-            return 0;
-        };
-        let whole = end + 1;
-        if std::mem::take(&mut self.skipping) || whole > COMMAND_LINE_MAX {
-            self.fail("unknown", 500, (5, 5, 2), "line too long");
-            return whole;
-        }
-        match input[..end].strip_suffix(b"\r").map(std::str::from_utf8) {
-            Some(Ok(text)) if !text.bytes().any(|byte| byte < b' ' && byte != b'\t' || byte == 127) => {
-                self.command(text);
-            }
-            Some(_) => self.fail("unknown", 500, (5, 5, 2), "a command has a character that is not allowed"),
-            None => self.fail("unknown", 500, (5, 5, 2), "end each line with CR and LF"),
-        }
-        whole
-    }
-
-    fn command(&mut self, text: &str) {
-        match Command::parse(text, &self.settings.hostname) {
-            Ok(Command::Helo(name)) => self.hello(name, false),
-            Ok(Command::Ehlo(name)) => self.hello(name, true),
-            Ok(Command::Mail { path, size, body }) => self.mail(path, size, body),
-            Ok(Command::Rcpt(path)) => self.rcpt(path),
-            Ok(Command::Data) => self.data(),
-            Ok(Command::Rset) => {
-                self.reset();
-                self.say(250, (2, 0, 0), "ok");
-            }
-            Ok(Command::Noop) => self.say(250, (2, 0, 0), "ok"),
-            Ok(Command::Vrfy) => {
-                self.say(252, (2, 5, 0), "addresses are not verified here; send mail to find out")
-            }
-            Ok(Command::Help) => lines(
-                &mut self.output,
-                214,
-                &[
-                    "2.0.0 HELO EHLO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP",
-                    "2.0.0 this is an outbound relay; its operator configures who may send",
-                ],
-            ),
-            Ok(Command::Quit) => {
-                self.reset();
-                self.say(221, (2, 0, 0), "bye");
-                self.end();
-            }
-            Err(CommandError { command, code, status, text }) => {
-                self.fail(command, code, (status.class, status.subject, status.detail), &text);
-            }
-        }
-    }
-
-    fn hello(&mut self, name: String, extended: bool) {
-        self.reset();
-        let hostname = &self.settings.hostname;
-        if extended {
-            let greeting = format!("{hostname} greets {name}");
-            let size = format!("SIZE {}", self.settings.message_size);
-            let texts = [&greeting, "PIPELINING", &size, "8BITMIME", "ENHANCEDSTATUSCODES", "HELP"];
-            lines(&mut self.output, 250, &texts);
-        } else {
-            line(&mut self.output, 250, None, hostname);
-        }
-        self.helo = Some((name, extended));
-        self.state = State::Ready;
-    }
-
-    fn mail(&mut self, reverse_path: ReversePath, declared_size: Option<u64>, body: BodyParam) {
-        let Some((helo, extended)) = self.helo.clone() else {
-            return self.fail("MAIL", 503, (5, 5, 1), "send EHLO or HELO first");
-        };
-        if self.in_transaction() {
-            return self.fail("MAIL", 503, (5, 5, 1), "a transaction is open already; RSET ends it");
-        }
-        if declared_size.is_some_and(|size| size > self.settings.message_size) {
-            return self.fail("MAIL", 552, (5, 3, 4), &self.too_large());
-        }
-        self.pending = Some(Pending::Mail(Transaction {
-            reverse_path,
-            body,
-            declared_size,
-            recipients: Vec::new(),
-            helo,
-            extended,
-        }));
-        self.events.push_back(Event::MailWanted);
-    }
-
-    fn rcpt(&mut self, path: ForwardPath) {
-        let decision = self.on_recipient.as_mut().and_then(|decide| decide(&path));
-        let State::Mail(transaction) = &mut self.state else {
-            return self.fail("RCPT", 503, (5, 5, 1), "send MAIL first");
-        };
-        if !self.settings.may_relay {
-            let text = "relaying denied: this client's network is not among relay.networks";
-            return self.fail("RCPT", 550, (5, 7, 1), text);
-        }
-        if transaction.recipients.len() >= self.settings.recipients {
-            let refusal =
-                Refusal::new(452, (4, 5, 3), "too many recipients; send the rest in another transaction");
-            return self.give("RCPT", &refusal);
-        }
-        if let Some(refusal) = decision {
-            return self.give("RCPT", &refusal);
-        }
-        transaction.recipients.push(path);
-        self.say(250, (2, 1, 5), "recipient ok");
-    }
-
-    fn data(&mut self) {
-        match std::mem::replace(&mut self.state, State::Ready) {
-            State::Mail(transaction) if !transaction.recipients.is_empty() => {
-                self.pending = Some(Pending::Data(transaction));
-                self.events.push_back(Event::DataWanted);
-            }
-            other => {
-                let after_mail = matches!(other, State::Mail(_));
-                self.state = other;
-                if after_mail {
-                    self.fail("DATA", 554, (5, 5, 1), "no valid recipients");
-                } else {
-                    self.fail("DATA", 503, (5, 5, 1), "send MAIL and RCPT first");
-                }
-            }
-        }
-    }
-
-    fn take_content(&mut self, input: &[u8]) -> usize {
-        let State::Data(data) = &mut self.state else { return 0 };
-        let before = self.content.len();
-        let (used, scan) = data.scanner.scan(input, &mut self.content);
-        data.size += (self.content.len() - before) as u64;
-        data.too_large |= data.size > self.settings.message_size;
-        if data.too_large || data.scanner.has_long_line() {
-            self.content.clear();
-        }
-        match scan {
-            Scan::More if self.content.len() > before => self.events.push_back(Event::Content),
-            Scan::More => {}
-            Scan::End => self.end_content(),
-            Scan::Bare => {
-                let text = "bare CR or LF in the message; end each line with CR and LF";
-                self.close_now(Refusal::new(521, (5, 5, 2), text));
-                return input.len();
-            }
-        }
-        used
-    }
-
-    fn end_content(&mut self) {
-        let State::Data(data) = std::mem::replace(&mut self.state, State::Ready) else { return };
-        let refusal = if data.too_large {
-            Refusal::new(552, (5, 3, 4), self.too_large())
-        } else if data.scanner.has_long_line() {
-            Refusal::new(554, (5, 6, 0), "the message has a line that is too long")
-        } else if data.scanner.received() > RECEIVED_MAX {
-            Refusal::new(554, (5, 4, 6), "too many hops: the message is in a loop")
-        } else {
-            self.pending = Some(Pending::Message);
-            return self.events.push_back(Event::MessageEnd(data.transaction));
-        };
-        self.content.clear();
-        self.events.push_back(Event::Reset);
-        self.give("DATA", &refusal);
-        self.close_when_possible();
-    }
-
-    /// Ends an open transaction.
-    fn reset(&mut self) {
-        if let State::Mail(_) = self.state {
-            self.events.push_back(Event::Reset);
-            self.state = State::Ready;
-        }
-    }
-
-    fn too_large(&self) -> String {
-        format!("the message is larger than {} bytes", self.settings.message_size)
-    }
-
     fn say(&mut self, code: u16, (class, subject, detail): (u8, u16, u16), text: &str) {
         line(&mut self.output, code, Some(EnhancedStatus::new(class, subject, detail)), text);
     }
 
-    /// Writes a refusal and tells the driver.
+    /// Writes a refusal and tells the driver. Replies to HELO and EHLO carry no status (RFC 2034 section 4).
     fn give(&mut self, command: &'static str, refusal: &Refusal) {
-        line(&mut self.output, refusal.code.get(), Some(refusal.status), &refusal.text);
+        let status = (!matches!(command, "HELO" | "EHLO")).then_some(refusal.status);
+        line(&mut self.output, refusal.code.get(), status, &refusal.text);
         let text = format!("{} {}", refusal.status, refusal.text);
         self.events.push_back(Event::Refused { command, reply: refusal.code, text });
     }
 
-    /// Refuses a command and counts the error; too many end the session.
-    fn fail(&mut self, command: &'static str, code: u16, status: (u8, u16, u16), text: &str) {
-        self.give(command, &Refusal::new(code, status, text.to_owned()));
+    /// Refuses a command and counts the error.
+    fn fail(&mut self, command: &'static str, code: u16, status: (u8, u16, u16), text: impl Into<String>) {
+        self.give(command, &Refusal::new(code, status, text.into()));
+        self.count_error();
+    }
+
+    /// Too many errors end the session.
+    fn count_error(&mut self) {
         self.errors += 1;
         if self.errors >= self.settings.errors {
-            if self.in_transaction() {
-                self.events.push_back(Event::Reset);
-            }
-            self.give("connection", &Refusal::new(421, (4, 7, 0), "too many errors"));
-            self.end();
+            self.close_now(Refusal::new(421, (4, 7, 0), "too many errors"));
         }
+    }
+}
+
+/// An empty buffer that grew in a burst is given back.
+fn drop_if_idle(buffer: &mut BytesMut) {
+    if buffer.is_empty() && buffer.capacity() > IDLE_BUFFER_MAX {
+        *buffer = BytesMut::new();
     }
 }
 

@@ -30,8 +30,10 @@ impl Refusal {
     }
 }
 
-/// Writes one reply line.
+/// Writes one reply line. The text may come from a hook or repeat what the client said, so it is made safe: nothing in
+/// it can begin a line of its own.
 pub(super) fn line(out: &mut BytesMut, code: u16, status: Option<EnhancedStatus>, text: &str) {
+    let text = printable(text);
     // Writing to a BytesMut can't fail.
     let _ = match status {
         Some(status) => write!(out, "{code} {status} {text}\r\n"),
@@ -39,7 +41,12 @@ pub(super) fn line(out: &mut BytesMut, code: u16, status: Option<EnhancedStatus>
     };
 }
 
-/// Writes a reply of several lines.
+fn printable(text: &str) -> Cow<'_, str> {
+    let good = |char: char| matches!(char, ' '..='~');
+    if text.chars().all(good) { text.into() } else { text.replace(|char| !good(char), "?").into() }
+}
+
+/// Writes a reply of several lines of printable ASCII.
 pub(super) fn lines(out: &mut BytesMut, code: u16, texts: &[&str]) {
     for (index, text) in texts.iter().enumerate() {
         let separator = if index + 1 == texts.len() { ' ' } else { '-' };

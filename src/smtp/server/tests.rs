@@ -97,6 +97,113 @@ fn closing_waits_for_the_answer_to_a_message_that_is_coming_in() {
     assert!(std::iter::from_fn(|| server.poll_event()).any(|event| event == Event::Close));
 }
 
+/// A machine behind EHLO and MAIL, allowed, with one recipient.
+fn in_mail(settings: ServerSettings) -> Server {
+    let mut server = Server::new(settings);
+    server.handle_bytes(b"EHLO c.example\r\nMAIL FROM:<a@b.example>\r\n");
+    server.allow();
+    server.handle_bytes(b"RCPT TO:<c@d.example>\r\n");
+    while server.poll_event().is_some() {}
+    server.transmit().clear();
+    server
+}
+
+fn said(server: &mut Server) -> String {
+    String::from_utf8(server.transmit().split().to_vec()).expect("ASCII")
+}
+
+fn events(server: &mut Server) -> Vec<Event> {
+    std::iter::from_fn(|| server.poll_event()).collect()
+}
+
+#[test]
+fn a_recipient_is_asked_about_only_when_it_would_be_taken() {
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let mut server = Server::new(settings());
+    let count = asked.clone();
+    server.on_recipient(move |path| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        (path.as_str() == "no@d.example").then(|| Refusal::new(550, (5, 1, 1), "no\r\n250 such user"))
+    });
+    server.handle_bytes(b"HELO c.example\r\nRCPT TO:<early@d.example>\r\nMAIL FROM:<a@b.example>\r\n");
+    server.allow();
+    server.transmit().clear();
+    server.handle_bytes(b"RCPT TO:<no@d.example>\r\nRCPT TO:<c@d.example>\r\n");
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 2);
+    assert_eq!(said(&mut server), "550 5.1.1 no??250 such user\r\n250 2.1.5 recipient ok\r\n");
+}
+
+#[test]
+fn a_session_that_is_cut_off_asks_for_nothing_more() {
+    let mut server = in_mail(settings());
+    server.handle_bytes(b"DATA\r\n");
+    server.allow();
+    server.handle_bytes(b"text\r\n.\r\n");
+    server.close_now(Refusal::new(451, (4, 3, 0), "can't write"));
+    let events = events(&mut server);
+    assert!(
+        matches!(
+            events.as_slice(),
+            [Event::Reset, Event::Refused { command: "connection", .. }, Event::Close]
+        ),
+        "{events:?}"
+    );
+    assert!(said(&mut server).ends_with("451 4.3.0 can't write\r\n"));
+    server.accepted("id");
+    assert_eq!(said(&mut server), "");
+}
+
+#[test]
+fn a_client_that_may_not_relay_holds_nothing_and_delays_no_drain() {
+    let mut server = Server::new(ServerSettings { may_relay: false, ..settings() });
+    server.handle_bytes(b"EHLO c.example\r\nMAIL FROM:<a@b.example>\r\n");
+    assert_eq!(events(&mut server), []);
+    assert!(!server.in_transaction());
+    server.handle_bytes(b"RSET\r\nQUIT\r\n");
+    assert_eq!(events(&mut server), [Event::Close]);
+}
+
+#[test]
+fn an_idle_session_holds_no_large_buffer() {
+    let mut settings = settings();
+    settings.message_size = 1 << 20;
+    let mut server = in_mail(settings);
+    // The content comes in the burst of DATA, so it is buffered as input first.
+    let mut burst = b"DATA\r\n".to_vec();
+    burst.extend_from_slice(&b"some text\r\n".repeat(5000));
+    burst.extend_from_slice(b".\r\n");
+    server.handle_bytes(&burst);
+    server.allow();
+    let taken = server.content().split().freeze();
+    server.accepted("id");
+    drop(taken);
+    assert_eq!(said(&mut server).matches("250 2.0.0").count(), 1);
+    server.handle_bytes(b"NOOP\r\n");
+    for (name, buffer) in [("input", &server.input), ("content", &server.content), ("output", &server.output)]
+    {
+        assert!(buffer.capacity() <= IDLE_BUFFER_MAX, "{name}: {}", buffer.capacity());
+    }
+}
+
+#[test]
+fn no_burst_makes_the_server_say_more_than_it_hears() {
+    for flood in ["\r\n", "NOOP\r\n", "HELP\r\n", "EHLO x\r\n", "VRFY x\r\n", "RCPT TO:<a@b.example>\r\n"] {
+        let mut server = in_mail(ServerSettings { errors: 20, ..settings() });
+        server.handle_bytes(&flood.repeat((64 << 10) / flood.len()).into_bytes());
+        assert!(server.transmit().len() < 100 << 10, "{flood:?}: {}", server.transmit().len());
+    }
+}
+
+#[test]
+fn an_endless_command_line_is_not_kept() {
+    let mut server = Server::new(settings());
+    for _ in 0..1000 {
+        server.handle_bytes(&[b'x'; 1000]);
+    }
+    assert!(server.input.len() <= COMMAND_LINE_MAX);
+    assert!(server.input.capacity() <= 2 * COMMAND_LINE_MAX, "{}", server.input.capacity());
+}
+
 fn fragments() -> impl Strategy<Value = Vec<u8>> {
     let lines = prop_oneof![
         Just("EHLO a.example\r\n"),
@@ -111,8 +218,12 @@ fn fragments() -> impl Strategy<Value = Vec<u8>> {
         Just("RSET\r\n"),
         Just("QUIT\r\n"),
         Just("\u{0}\u{7f}é"),
+        Just("Received: x\r\n"),
+        Just("NOOP"),
+        Just("\r\n"),
+        Just("."),
     ];
-    prop::collection::vec(lines, 0..40).prop_map(|parts| parts.concat().into_bytes())
+    prop::collection::vec(lines, 1..40).prop_map(|parts| parts.concat().into_bytes())
 }
 
 proptest! {
@@ -131,7 +242,8 @@ proptest! {
     }
 
     #[test]
-    fn random_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 0..500)) {
-        dialogue(&[&input]);
+    fn random_bytes_never_panic(input in prop::collection::vec(any::<u8>(), 1..500)) {
+        let bytes: Vec<&[u8]> = input.chunks(1).collect();
+        prop_assert_eq!(dialogue(&bytes), dialogue(&[&input]));
     }
 }

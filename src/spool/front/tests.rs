@@ -1,3 +1,5 @@
+//! The threads in front of the spool: who answers where, a job that panics, and what is still done at the close.
+
 use std::sync::mpsc;
 
 use super::super::memory::MemorySpool;

@@ -1,3 +1,5 @@
+//! The bytes of each record are frozen, every value reads back, and damage is found.
+
 use proptest::prelude::*;
 
 use super::super::suite::{ARRIVED, bytes, deferred, envelope, id, last, recipient};
@@ -19,49 +21,84 @@ fn golden(name: &str, found: &[u8], frozen: &str) {
 
 #[test]
 fn golden_state() {
-    golden("a fresh state", &write_state(&RecipientState::fresh(ARRIVED)), "");
+    golden(
+        "a fresh state",
+        &write_state(&RecipientState::fresh(ARRIVED)),
+        "02019bda72ec00000000000068e5cf8b0100000000",
+    );
     let state = RecipientState { status: Status::Bounced, delay_notified: true, ..deferred(0x0102_0304) };
-    golden("a state", &write_state(&state), "");
+    golden(
+        "a state",
+        &write_state(&state),
+        "0201852f8f190201000000040302010000000001010168e5cf8b010000011a000000000000006d78 \
+         2e612e6578616d706c655b3132372e302e302e315d3a32350104000200020001c401010400020002 \
+         00040000000000000066756c6c0000000000000000",
+    );
 }
 
 #[test]
 fn golden_destination() {
     let record = DestinationRecord { failures: 3, retry_at_ms: ARRIVED, last: None };
-    golden("a destination", &write_destination(&record), "");
+    golden("a destination", &write_destination(&record), "04010593c8b1030000000068e5cf8b01000000");
 }
 
 #[test]
 fn golden_counters_format_start_reason() {
     let counters = Counters { messages: 1, recipients: 2, bytes: 3, quarantined: 4 };
-    golden("counters", &write_counters(&counters), "");
-    golden("format", &write_format(&Format { version: 1, writer: "0.1.0".into() }), "");
-    golden("start", &write_start(&Start { number: 2, instance: "ab".into() }), "");
-    golden("reason", &write_reason("why"), "");
+    golden(
+        "counters",
+        &write_counters(&counters),
+        "05019a9a6b440100000000000000020000000000000003000000000000000400000000000000",
+    );
+    golden(
+        "format",
+        &write_format(&Format { version: 1, writer: "0.1.0".into() }),
+        "060161dab4db010000000500000000000000302e312e30",
+    );
+    golden(
+        "start",
+        &write_start(&Start { number: 2, instance: "ab".into() }),
+        "07016a5c08e7020000000000000002000000000000006162",
+    );
+    golden("reason", &write_reason("why"), "080163e973820300000000000000776879");
 }
 
 #[test]
 fn golden_envelope() {
     let from_client = envelope(1, 5, vec![recipient("Ann@A.example")]);
-    golden("an envelope from a client", &write_envelope(&from_client), "");
+    golden(
+        "an envelope from a client",
+        &write_envelope(&from_client),
+        "12000000000000006a6f654073656e6465722e6578616d706c65010068e5cf8b010000000e000000 \
+         000000003132372e302e302e313a343731310e00000000000000636c69656e742e6578616d706c65 \
+         010500000000000000000000000000000001000000000000000d00000000000000416e6e40412e65 \
+         78616d706c650000000000000000",
+    );
     let mut report = (*from_client).clone();
     report.reverse_path = ReversePath::Null;
     report.origin = Origin::Report;
     report.place = ContentPlace::File("f".into());
     report.recipients[0].destination = Domain::parse("route.example").expect("a domain");
-    golden("a report in a file", &write_envelope(&report), "");
+    golden(
+        "a report in a file",
+        &write_envelope(&report),
+        "0000000000000000010068e5cf8b0100000200000000000000000000000000000000000500000000 \
+         00000001000000000000006601000000000000000d00000000000000416e6e40412e6578616d706c \
+         650d00000000000000726f7574652e6578616d706c65",
+    );
 }
 
 #[test]
 fn golden_chunks() {
     let chunks: Vec<_> = write_chunks(Kind::Content, b"hello").collect();
     assert_eq!(chunks.len(), 1);
-    golden("a chunk", &chunks[0].1, "");
+    golden("a chunk", &chunks[0].1, "030107a802a70500000068656c6c6f");
     let long = bytes(CHUNK + 1);
     let chunks: Vec<_> = write_chunks(Kind::Envelope, &long).collect();
     assert_eq!(chunks.len(), 2);
     assert_eq!(chunks[0].1.len(), VALUE_MAX);
-    golden("the head of a full first chunk", &chunks[0].1[..12], "");
-    golden("a second chunk", &chunks[1].1, "");
+    golden("the head of a full first chunk", &chunks[0].1[..12], "010169bf6607671700000001");
+    golden("a second chunk", &chunks[1].1, "010114e89718d9");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The spool on disk: one sled tree, every commit one batch and one sync.
+//! The spool on disk: one sled tree, every commit one batch and one flush.
 //!
 //! LAW: one thread writes ([`super::front`]), with `apply_batch` and a blocking `flush`; never `flush_async`, watchers or
 //! transactions. A failed write or sync is final: from then on every commit is refused.

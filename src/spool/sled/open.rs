@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use uuid::Uuid;
@@ -43,6 +44,7 @@ impl SledSpool {
         let database = folder.join(DATABASE);
         // Before sled opens it: see `sync`.
         let own = private_file(&database).map_err(io_error(&database, "can't be opened for writing"))?;
+        wait_for_the_last_one(&own, &folder)?;
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
         let db = open_database(&folder, config.cache)?;
         let instance = instance.simple().to_string();
@@ -109,6 +111,17 @@ fn lock(folder: &Path) -> Result<File, SpoolError> {
         Err(fs::TryLockError::WouldBlock) => Err(SpoolError::Locked(folder.to_owned())),
         Err(fs::TryLockError::Error(error)) => Err(io_error(&path, "can't be locked")(error)),
     }
+}
+
+/// sled's threads may hold a database for a moment after it was dropped in this very process.
+fn wait_for_the_last_one(database: &File, folder: &Path) -> Result<(), SpoolError> {
+    for _ in 0..200 {
+        if database.try_lock().is_ok() {
+            return database.unlock().map_err(io_error(folder, "can't be unlocked"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(SpoolError::Locked(folder.to_owned()))
 }
 
 /// A crash while sled wrote a snapshot leaves a file that makes its next open fail.

@@ -1,3 +1,5 @@
+//! The database on a real disk: durability, its known traps, and what a crash may leave.
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
@@ -87,7 +89,7 @@ fn at_each_sync_point_a_copy_of_the_folder_opens_with_all_that_was_answered() {
 }
 
 #[test]
-fn a_commit_is_one_sync() {
+fn a_commit_is_at_least_one_sync_and_not_many() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
     let before = spool.tree.watch.syncs();
@@ -95,7 +97,10 @@ fn a_commit_is_one_sync() {
         spool.commit(&arrival(&envelope(number, 4_096, vec![recipient("x@a.example")]))).expect("committed");
     }
     let syncs = spool.tree.watch.syncs() - before;
-    assert!((20..=26).contains(&syncs), "{syncs} syncs for 20 commits; a few are sled's own, twice a second");
+    assert!(
+        (20..=50).contains(&syncs),
+        "{syncs} syncs for 20 commits: manifest and rest of each, and a few of sled's own"
+    );
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn a_start_whose_flushes_reach_no_device_is_refused() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
     // A watch of another file: sled's syncs are not seen there.
-    let other = fs::File::create(home.path().join("other")).expect("a file");
+    let other = File::create(home.path().join("other")).expect("a file");
     let tree = SledTree { watch: Watch::new(other).expect("watched"), ..spool.tree };
     let refused = open::prove_durable(&tree, 7);
     assert!(matches!(refused, Err(SpoolError::NotDurable(..))), "{refused:?}");

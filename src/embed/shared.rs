@@ -1,0 +1,184 @@
+//! What the parts of a relay share, and what each of them is made of.
+
+use std::io;
+use std::sync::Arc;
+
+use actix::Addr;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, watch};
+
+use super::{Extras, StartError, start, system};
+use crate::actors::delivery::{AddressSlots, Deliveries, DeliveryContext, SpoolContent};
+use crate::actors::queue::{MemoryBounds, Queue, QueueParts, QueueSettings};
+use crate::actors::session::{Credits, SessionContext};
+use crate::admin::{AdminContext, Health, QueueRecipients};
+use crate::clock::SharedClock;
+use crate::config::Config;
+use crate::mail::envelope::{Content, ContentPlace, Envelope};
+use crate::maillog::MailLog;
+use crate::metrics::Metrics;
+use crate::route::plan::PlanSettings;
+use crate::route::resolver::Resolve;
+use crate::route::table::RouteTable;
+use crate::schedule::retry::RetryRules;
+use crate::spool::content::ContentFiles;
+use crate::spool::front::Front;
+use crate::spool::sled::SledSpool;
+use crate::spool::{Counters, Spool};
+use crate::tls::TlsClients;
+
+/// Threads that read the spool, and as many that handle content files.
+const READERS: usize = 2;
+/// Messages that may be between sessions and the spool.
+const MESSAGE_CREDITS: usize = 2_000;
+/// Content that may be between sessions and the spool, in KiB.
+const MEMORY_CREDITS: usize = 64 << 10;
+
+/// What all parts share.
+pub(super) struct Shared {
+    pub hostname: Arc<str>,
+    pub clock: SharedClock,
+    pub metrics: Arc<Metrics>,
+    pub maillog: MailLog,
+    pub health: Arc<Health>,
+    pub front: Front,
+    pub credits: Credits,
+    /// Content up to this many bytes lives in the database.
+    pub content_threshold: usize,
+    /// Names this run in content files.
+    pub instance: String,
+}
+
+impl Shared {
+    /// Opens the spool and the log; tells what the spool holds.
+    pub fn open(config: &Config, extras: Extras) -> Result<(Self, Counters), StartError> {
+        let metrics = match extras.metrics {
+            Some(metrics) => metrics,
+            None => start::metrics(config)?,
+        };
+        let maillog = MailLog::start(&config.log, extras.log, metrics.log_lines_dropped.clone())
+            .map_err(system("can't start the log thread"))?;
+        let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
+        let (counters, instance) = (spool.counters()?, spool.instance().to_owned());
+        let files = spool.files();
+        let front = Front::threaded(Arc::new(spool), Some(files), READERS)
+            .map_err(system("can't start the spool's threads"))?;
+        let shared = Self {
+            hostname: config.resolved_hostname().into(),
+            clock: extras.clock,
+            metrics,
+            maillog,
+            health: Arc::new(Health::new()),
+            front,
+            credits: Credits {
+                messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
+                memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
+            },
+            content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
+            instance,
+        };
+        Ok((shared, counters))
+    }
+
+    pub fn delivery_context(
+        &self,
+        config: &Config,
+        resolver: Arc<dyn Resolve>,
+        plan: PlanSettings,
+        tls: TlsClients,
+    ) -> DeliveryContext {
+        DeliveryContext {
+            hostname: self.hostname.clone(),
+            settings: config.delivery.clone(),
+            resolver,
+            plan,
+            tls,
+            content: Arc::new(SpoolContent::new(self.front.clone())),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            slots: AddressSlots::new(config.delivery.connections_per_address),
+        }
+    }
+
+    pub fn queue_parts(
+        &self,
+        config: &Config,
+        routes: RouteTable,
+        connections: usize,
+        deliveries: Box<dyn Deliveries>,
+        failure: watch::Sender<Option<String>>,
+    ) -> QueueParts {
+        let per_destination = config.delivery.connections_per_destination;
+        QueueParts {
+            settings: QueueSettings {
+                hostname: self.hostname.clone(),
+                retry: RetryRules::new(&config.retry),
+                routes,
+                connections,
+                connections_per_destination: u32::try_from(per_destination).unwrap_or(u32::MAX),
+                recipients_per_transaction: config.delivery.recipients_per_transaction,
+                memory: MemoryBounds::default(),
+            },
+            clock: self.clock.clone(),
+            front: self.front.clone(),
+            deliveries,
+            metrics: self.metrics.clone(),
+            maillog: self.maillog.clone(),
+            health: self.health.clone(),
+            failure,
+        }
+    }
+
+    pub fn session_context(&self, config: &Config, queue: &Addr<Queue>) -> SessionContext {
+        SessionContext {
+            hostname: self.hostname.clone(),
+            message_size: config.limits.message_size,
+            recipients: config.limits.recipients,
+            errors: config.limits.errors,
+            idle_timeout: config.limits.idle_timeout,
+            data_timeout: config.limits.data_timeout,
+            content_threshold: self.content_threshold,
+            instance: self.instance.clone(),
+            credits: self.credits.clone(),
+            queue: queue.clone().recipient(),
+            front: self.front.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            maillog: self.maillog.clone(),
+        }
+    }
+
+    pub fn admin_context(&self, config: &Config, queue: &Addr<Queue>, token: String) -> AdminContext {
+        AdminContext {
+            metrics: self.metrics.clone(),
+            health: self.health.clone(),
+            spool: self.front.clone(),
+            spool_path: config.spool.path.clone(),
+            queue: QueueRecipients {
+                inspect: queue.clone().recipient(),
+                command: queue.clone().recipient(),
+                observe: queue.clone().recipient(),
+            },
+            token,
+            hosts: config.http.hosts.clone(),
+            clock: self.clock.clone(),
+        }
+    }
+
+    /// Puts the content of an embedder's message where content of its size belongs.
+    pub async fn store(&self, envelope: &mut Envelope, content: Bytes) -> io::Result<Content> {
+        if content.len() <= self.content_threshold {
+            return Ok(Content::Memory(content));
+        }
+        let (id, instance) = (envelope.id, self.instance.clone());
+        let job = move |files: &ContentFiles| {
+            let mut writer = files.create(id, &instance)?;
+            writer.write(&content)?;
+            writer.finish()
+        };
+        let gone = || Err(io::Error::other("the spool's threads are gone"));
+        let (name, size) = self.front.file_job(job).await.unwrap_or_else(gone)?;
+        envelope.place = ContentPlace::File(name.clone());
+        Ok(Content::File { name, size })
+    }
+}

@@ -1,0 +1,136 @@
+//! A disk that fills up while mail comes in: what was answered 250 is there when there is room again.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::message::{self, Chance, Made};
+use crate::support::place;
+use crate::support::relay::{Relay, Setup};
+use crate::support::sink::{Manner, Moment, Sink};
+use crate::support::smtp::{self, Client};
+
+/// A file system in memory of a few MiB, mounted as long as this lives.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn mount(size: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Self { folder };
+        disk.run(&format!("size={size},mode=0755"));
+        disk
+    }
+
+    fn grow(&self, size: &str) {
+        self.run(&format!("remount,size={size}"));
+    }
+
+    fn run(&self, options: &str) {
+        let output = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(self.folder.path())
+            .output()
+            .expect("the program mount is there");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "a tmpfs can't be mounted, this test needs root: {said}");
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.folder.path().join("spool")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.folder.path()).status();
+    }
+}
+
+/// How the relay met the full disk.
+#[derive(Debug, PartialEq, Eq)]
+enum Met {
+    /// With this reply.
+    Refused(u16),
+    /// By ending.
+    Ended,
+}
+
+/// Sends until the relay takes no more: what it took, and how it refused.
+fn fill(relay: &mut Relay, size: usize) -> (Vec<Made>, Met) {
+    let mut chance = Chance::new(11);
+    let mut taken = Vec::new();
+    for number in 0..20_000 {
+        let Ok(mut client) = Client::greet(relay.smtp()) else { return (taken, Met::Ended) };
+        for part in 0..20 {
+            let made = message::make(&format!("m{number}-{part}"), size, &mut chance);
+            let to = [format!("{}@x.test", made.id)];
+            match client.mail("a@sender.test", &to, &smtp::stuffed(&made.content)) {
+                Ok(reply) if reply.code == 250 => taken.push(made),
+                Ok(reply) => return (taken, Met::Refused(reply.code)),
+                Err(_) if relay.ended_within(Duration::from_secs(5)).is_some() => return (taken, Met::Ended),
+                Err(error) => panic!("the session broke, but the relay still runs: {error}"),
+            }
+        }
+    }
+    panic!("the disk did not fill up");
+}
+
+/// Fills the disk with messages of this size, gives it room, and counts.
+fn check_full_disk(size: usize) {
+    let disk = SmallDisk::mount("24m");
+    let closed = Arc::new(AtomicBool::new(true));
+    let door = Arc::clone(&closed);
+    let sink = Sink::start(place::free_place(), false, move |moment| match moment {
+        Moment::Greeting if door.load(Ordering::SeqCst) => Manner::Say("421 4.3.2 not yet"),
+        _ => Manner::Accept,
+    });
+    let mut relay = Setup::new()
+        .route("*", sink.address())
+        .set("spool.path", &format!("\"{}\"", disk.spool().display()))
+        .start();
+    let (taken, met) = fill(&mut relay, size);
+    println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
+    assert!(taken.len() > 10, "only {} messages fit", taken.len());
+    // The line passes the log's buffer first.
+    crate::support::wait_until("a line that says that the disk is full", PATIENCE, || {
+        let said = relay.output().to_lowercase();
+        ["no space", "full", "enospc"].iter().any(|word| said.contains(word))
+    });
+    if let Met::Refused(code) = met {
+        assert!([431, 451, 452].contains(&code), "a full disk is a matter of time, not {code}");
+    }
+    let status = relay.ended_within(Duration::from_secs(5));
+    assert!(status.is_none_or(|status| !status.success()), "a relay that gave up must not report success");
+
+    disk.grow("512m");
+    closed.store(false, Ordering::SeqCst);
+    if status.is_some() {
+        relay.restart();
+    }
+    relay.await_ready();
+    let missing = || {
+        sink.read(|ledger| {
+            let arrived: std::collections::HashSet<_> =
+                ledger.iter().filter_map(|line| line.seen.clone()).collect();
+            taken.iter().filter(|made| !arrived.contains(&(made.id.clone(), made.crc))).count()
+        })
+    };
+    crate::support::wait_until("every answered message at the sink", Duration::from_secs(60), || {
+        missing() == 0
+    });
+}
+
+#[test]
+fn a_disk_full_of_small_messages_loses_nothing() {
+    check_full_disk(4 << 10);
+}
+
+#[test]
+fn a_disk_full_of_large_messages_loses_nothing() {
+    check_full_disk(200 << 10);
+}
