@@ -221,7 +221,7 @@ impl Told {
             }
         }
         world.check_idle().await;
-        world.check_left("nqx");
+        world.check_left("qx");
     }
 }
 
