@@ -9,6 +9,7 @@ mod clients;
 mod dashboards;
 mod dns;
 mod drain;
+mod durable;
 mod output;
 mod startup;
 mod tidy;
