@@ -12,6 +12,7 @@ pub(crate) struct Hands(Arc<Mutex<Held>>);
 
 #[derive(Default)]
 struct Held {
+    dead: bool,
     hold_commits: bool,
     hold_reads: bool,
     commits: VecDeque<Commit>,
@@ -38,6 +39,11 @@ impl Hands {
 
     pub(crate) fn hold_reads(&self, hold: bool) {
         self.lock().hold_reads = hold;
+    }
+
+    /// The process dies: what is under way never happens.
+    pub(crate) fn die(&self) {
+        self.lock().dead = true;
     }
 
     /// Commits and reads take as many milliseconds as this draws.
@@ -77,9 +83,12 @@ impl Hands {
         match delay {
             None => run(&**spool, commit, None),
             Some(delay) => {
-                let spool = spool.clone();
+                let (spool, hands) = (spool.clone(), self.clone());
                 drop(actix_rt::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(delay / 2)).await;
+                    if hands.lock().dead {
+                        return;
+                    }
                     let result = spool.commit(&commit.ops);
                     tokio::time::sleep(Duration::from_millis(delay.div_ceil(2))).await;
                     let stats = CommitStats { took: Duration::ZERO, ops: commit.ops.len() };

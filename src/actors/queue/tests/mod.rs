@@ -1,5 +1,6 @@
 //! The real Queue on one arbiter, in simulated time, over a spool in memory and remote hosts that follow a script.
 
+mod chance;
 mod commits;
 mod destinations;
 mod fates;
@@ -11,9 +12,10 @@ mod remote;
 mod restarts;
 mod retries;
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, Context, Handler, Message};
@@ -83,8 +85,10 @@ struct World {
     queue: Addr<Queue>,
     metrics: Arc<Metrics>,
     failure: watch::Receiver<Option<String>>,
-    settings: fn() -> QueueSettings,
+    settings: Box<dyn Fn() -> QueueSettings>,
     next_id: AtomicU64,
+    /// Recipients whose message was answered 250.
+    accepted: Arc<Mutex<HashMap<String, QueueId>>>,
 }
 
 impl World {
@@ -93,7 +97,7 @@ impl World {
     }
 
     fn with(
-        settings: fn() -> QueueSettings,
+        settings: impl Fn() -> QueueSettings + 'static,
         script: impl FnMut(&Try<'_>) -> Answer + Send + 'static,
     ) -> Self {
         let spool = Arc::new(MemorySpool::new());
@@ -105,25 +109,41 @@ impl World {
     fn over(
         front: Front,
         spool: Arc<MemorySpool>,
-        settings: fn() -> QueueSettings,
+        settings: impl Fn() -> QueueSettings + 'static,
         script: impl FnMut(&Try<'_>) -> Answer + Send + 'static,
     ) -> Self {
         let clock = Arc::new(SimulatedClock::new(START_MS));
         let remote = Remote::new(script);
         let (queue, metrics, failure) = start(front, &spool, &clock, &remote, settings());
-        Self { spool, clock, remote, queue, metrics, failure, settings, next_id: AtomicU64::new(0) }
+        Self {
+            spool,
+            clock,
+            remote,
+            queue,
+            metrics,
+            failure,
+            settings: Box::new(settings),
+            next_id: AtomicU64::new(0),
+            accepted: Arc::default(),
+        }
     }
 
     /// The process dies, and another one starts over the same spool.
     async fn restart(&mut self) {
+        let front = Front::inline(self.spool.clone());
+        self.restart_over(front, || ()).await;
+    }
+
+    /// As [`World::restart`]; `killed` is called at the moment of death.
+    async fn restart_over(&mut self, front: Front, killed: impl FnOnce()) {
         lock(&self.remote).life += 1;
         self.look(|queue, ctx| {
             queue.failed = true;
             ctx.terminate();
         })
         .await;
+        killed();
         settle().await;
-        let front = Front::inline(self.spool.clone());
         let started = start(front, &self.spool, &self.clock, &self.remote, (self.settings)());
         (self.queue, self.metrics, self.failure) = started;
     }
@@ -251,7 +271,7 @@ impl World {
 
     fn check_wakes(&self) {
         let wakes = self.spool.wakes(None, usize::MAX).expect("readable");
-        let mut next = std::collections::HashMap::<Domain, u64>::new();
+        let mut next = HashMap::<Domain, u64>::new();
         for message in self.spool.list(None, usize::MAX).expect("readable") {
             for (recipient, state) in message.envelope.recipients.iter().zip(&message.states) {
                 if state.status == Status::Queued {

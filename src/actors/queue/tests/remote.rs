@@ -212,6 +212,10 @@ fn note_taken(
     answers: &[(u16, Answer)],
     at_s: u64,
 ) {
+    let fails = |answer: &Answer| matches!(answer, Answer::Crash | Answer::NoHost | Answer::Hang(_));
+    if answers.iter().any(|(_, answer)| fails(answer)) {
+        return;
+    }
     let content = match &attempt.content {
         Some(content) => content.clone(),
         None => spool.content(attempt.envelope.id).expect("content of an attempt is in the spool"),

@@ -1,0 +1,235 @@
+//! Remote hosts, operators and restarts that follow random scripts: every recipient meets exactly one fate.
+
+use std::collections::{HashMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::spool::front::by_hand::Hands;
+
+/// What happens in a life of the relay.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A message for these recipients: the number of a destination, and what its remote does at each attempt.
+    Mail(Vec<(u8, Vec<Answer>)>),
+    /// The process is killed and starts again.
+    Kill,
+    /// A drain, and then a start.
+    Restart,
+    /// A command for the message of this number.
+    Command(usize, CommandVerb),
+}
+
+#[derive(Clone, Debug)]
+struct Plot {
+    events: Vec<(u64, Event)>,
+    bounds: MemoryBounds,
+    connections: usize,
+    delays: Vec<u64>,
+}
+
+fn answers() -> impl Strategy<Value = Vec<Answer>> {
+    let one = prop_oneof![
+        4 => Just(Answer::Deliver),
+        4 => Just(Answer::Later),
+        1 => Just(Answer::Refuse),
+        3 => Just(Answer::NoHost),
+        1 => Just(Answer::Again),
+        1 => Just(Answer::Busy),
+        2 => (1_u64..2_000).prop_map(Answer::Hang),
+        2 => (1_u64..100).prop_map(Answer::Slow),
+        1 => Just(Answer::Crash),
+        1 => Just(Answer::TakeAndLose),
+        1 => Just(Answer::Forget),
+    ];
+    proptest::collection::vec(one, 1..6)
+}
+
+fn plots() -> impl Strategy<Value = Plot> {
+    let event = prop_oneof![
+        12 => proptest::collection::vec((0_u8..6, answers()), 1..4).prop_map(Event::Mail),
+        1 => Just(Event::Kill),
+        1 => Just(Event::Restart),
+        1 => (0_usize..20).prop_map(|number| Event::Command(number, CommandVerb::Retry)),
+        1 => (0_usize..20).prop_map(|number| Event::Command(number, CommandVerb::Remove)),
+    ];
+    let wait_ms = prop_oneof![0_u64..50, 0_u64..5_000, 0_u64..1_000_000];
+    let bounds = (1_usize..9, 1_usize..20, 1_usize..7, 0_usize..300).prop_map(
+        |(window, recipients, destinations, content)| MemoryBounds {
+            window,
+            recipients,
+            destinations,
+            content,
+        },
+    );
+    let events = proptest::collection::vec((wait_ms, event), 1..60);
+    let delays = proptest::collection::vec(prop_oneof![0_u64..3, 0_u64..100], 1..20);
+    (events, bounds, 4_usize..8, delays).prop_map(|(events, bounds, connections, delays)| Plot {
+        events,
+        bounds,
+        connections,
+        delays,
+    })
+}
+
+/// What is known of the recipients of a plot, outside of the relay.
+#[derive(Default)]
+struct Told {
+    /// Recipients of answered messages, by address.
+    accepted: HashMap<String, QueueId>,
+    messages: Vec<QueueId>,
+    /// Recipients that an operator removed (or asked to remove while in flight).
+    removed: HashSet<QueueId>,
+    /// Recipients that were taken by their remote when that was not yet on disk, and the process died.
+    lost: HashSet<String>,
+}
+
+type Scripts = Arc<Mutex<HashMap<String, Vec<Answer>>>>;
+
+fn by_hand(spool: &Arc<MemorySpool>, delays: &[u64]) -> (Front, Hands) {
+    let (hands, delays) = (Hands::default(), delays.to_vec());
+    let mut at = 0;
+    hands.delay(move || {
+        at += 1;
+        delays[at % delays.len()]
+    });
+    (Front::by_hand(spool.clone(), &hands), hands)
+}
+
+async fn play(plot: Plot) {
+    let scripts = Scripts::default();
+    let script = {
+        let scripts = scripts.clone();
+        move |one: &Try<'_>| {
+            let scripts = scripts.lock().expect("no panic");
+            let Some(answers) = scripts.get(one.to) else { return Answer::Deliver };
+            let at = usize::try_from(one.number - 1).expect("small");
+            let last = *answers.last().expect("not empty");
+            // What stays the same for ever must be something that ends.
+            let last = if matches!(last, Answer::Again | Answer::Busy) { Answer::Deliver } else { last };
+            answers.get(at).copied().unwrap_or(last)
+        }
+    };
+    let spool = Arc::new(MemorySpool::new());
+    let (front, mut hands) = by_hand(&spool, &plot.delays);
+    let (bounds, connections) = (plot.bounds, plot.connections);
+    let limits = move || {
+        let give_up_after = Duration::from_secs(20 * HOUR);
+        let retry = RetryConfig { give_up_after, ..RetryConfig::default() };
+        QueueSettings { memory: bounds, connections, retry: RetryRules::new(&retry), ..settings() }
+    };
+    let mut world = World::over(front, spool, limits, script);
+    let mut told = Told::default();
+    for (number, (wait_ms, event)) in plot.events.into_iter().enumerate() {
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        match event {
+            Event::Mail(recipients) => mail(&world, &scripts, &mut told, number, recipients),
+            Event::Kill => {
+                let (front, new_hands) = by_hand(&world.spool, &plot.delays);
+                world.restart_over(front, || hands.die()).await;
+                hands = new_hands;
+                told.note_lost(&world);
+            }
+            Event::Restart => {
+                let _ = tokio::time::timeout(Duration::from_secs(30), world.queue.send(Drain)).await;
+                let (front, new_hands) = by_hand(&world.spool, &plot.delays);
+                world.restart_over(front, || hands.die()).await;
+                hands = new_hands;
+                told.note_lost(&world);
+            }
+            Event::Command(number, verb) => {
+                if let Some(id) = told.messages.get(number).copied() {
+                    if verb == CommandVerb::Remove {
+                        told.removed.insert(id);
+                    }
+                    world.queue.do_send(Command { id, recipient: None, verb });
+                }
+            }
+        }
+    }
+    sleep(30 * HOUR).await;
+    told.check(&world, &scripts).await;
+}
+
+/// Hands in a message; it counts as accepted when it is in the spool in the end.
+fn mail(
+    world: &World,
+    scripts: &Scripts,
+    told: &mut Told,
+    number: usize,
+    recipients: Vec<(u8, Vec<Answer>)>,
+) {
+    let mut names = Vec::new();
+    for (at, (destination, answers)) in recipients.into_iter().enumerate() {
+        let name = format!("u{number}-{at}@d{destination}.example");
+        scripts.lock().expect("no panic").insert(name.clone(), answers);
+        names.push(name);
+    }
+    let to: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (id, answer) = world.hand_in("joe@sender.example", &to);
+    told.messages.push(id);
+    let accepted = world.accepted.clone();
+    drop(actix_rt::spawn(async move {
+        if answer.await == Ok(Ok(())) {
+            let mut accepted = accepted.lock().expect("no panic");
+            accepted.extend(names.into_iter().map(|name| (name, id)));
+        }
+    }));
+}
+
+impl Told {
+    /// At a death: what was taken and is not settled on disk may be taken once more (RFC 5321 section 6.1).
+    fn note_lost(&mut self, world: &World) {
+        for (to, id, ..) in &lock(&world.remote).taken {
+            let stored = world.stored(*id);
+            let queued = stored.is_some_and(|stored| {
+                (stored.envelope.recipients.iter().zip(&stored.states))
+                    .any(|(recipient, state)| recipient.path.as_str() == to && !state.status.is_settled())
+            });
+            if queued {
+                self.lost.insert(to.clone());
+            }
+        }
+    }
+
+    async fn check(&mut self, world: &World, scripts: &Scripts) {
+        self.accepted = world.accepted.lock().expect("no panic").clone();
+        let quarantined: HashSet<QueueId> = world
+            .spool
+            .quarantined(None, usize::MAX)
+            .expect("readable")
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let mut reports: HashMap<QueueId, String> = HashMap::new();
+        for (to, id, _, content) in &lock(&world.remote).taken {
+            if to == "joe@sender.example" && content.contains("Action: failed") {
+                reports.insert(*id, content.clone());
+            }
+        }
+        for (name, id) in &self.accepted {
+            let taken = world.taken_by(name).len();
+            let line = format!("Final-Recipient: rfc822;{name}\r\n");
+            let told = reports.values().filter(|report| report.replace("; ", ";").contains(&line)).count();
+            let script = scripts.lock().expect("no panic")[name].clone();
+            let about = format!("{name} taken {taken} times, reported {told} times; {script:?}");
+            let excused = self.removed.contains(id) || quarantined.contains(id);
+            if self.lost.contains(name) || script.contains(&Answer::TakeAndLose) {
+                assert!(told <= 1 && (taken + told > 0 || excused), "{about}");
+            } else {
+                assert!(taken + told <= 1 && (taken + told == 1 || excused), "{about}");
+            }
+        }
+        world.check_idle().await;
+        world.check_left("nqx");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_every_recipient_meets_one_fate(plot in plots()) {
+        simulate(|| play(plot));
+    }
+}
