@@ -7,6 +7,7 @@ mod support;
 
 mod clients;
 mod dashboards;
+mod delivery;
 mod dns;
 mod drain;
 mod durable;
