@@ -47,14 +47,13 @@ impl Handler<Enqueue> for FakeQueue {
     type Result = ();
 
     fn handle(&mut self, mut message: Enqueue, _: &mut Self::Context) {
-        let (spare, _) = tokio::sync::oneshot::channel();
-        match self.answer {
+        let answer = match self.answer {
             Answer::Never => return self.got.lock().unwrap().push(message),
-            Answer::Take => drop(std::mem::replace(&mut message.answer, spare).send(Ok(()))),
-            Answer::Fail => {
-                drop(std::mem::replace(&mut message.answer, spare).send(Err(NotQueued::Spool)));
-            }
-        }
+            Answer::Take => Ok(()),
+            Answer::Fail => Err(NotQueued::Spool),
+        };
+        let (spare, _) = tokio::sync::oneshot::channel();
+        let _ = std::mem::replace(&mut message.answer, spare).send(answer);
         message.credits.clear();
         self.got.lock().unwrap().push(message);
     }
