@@ -5,7 +5,7 @@ use actix::{Context, Handler, Message};
 use super::Queue;
 use super::destinations::Phase;
 use crate::smtp::address::Domain;
-use crate::spool::{Op, SpoolError};
+use crate::spool::{DestinationRecord, Op, SpoolError};
 
 /// Wake keys read at once.
 const WAKES_PER_READ: usize = 256;
@@ -97,6 +97,11 @@ impl Queue {
         entry.phase = Phase::Leaving;
         entry.leaving += 1;
         let wake = entry.next_wake_ms(now_ms);
+        if wake.is_none() && entry.record.failures > 0 {
+            // Without mail its back-off means nothing, and nobody would ever delete it.
+            entry.record = DestinationRecord::default();
+            self.open.changes.push(Op::DeleteDestination(destination.clone()));
+        }
         let old = std::mem::replace(&mut entry.wakes, wake.into_iter().collect());
         for at in old.iter().filter(|at| Some(**at) != wake) {
             self.open.changes.push(Op::DeleteWake(*at, destination.clone()));

@@ -1,7 +1,5 @@
 //! The group commit, and what may happen while a commit or a read is on its way.
 
-use std::sync::atomic::AtomicU32;
-
 use super::faulty::FaultySpool;
 use super::*;
 use crate::spool::Op;
@@ -163,7 +161,7 @@ fn a_deferral_during_a_page_read_is_woken_again() {
 fn a_page_that_cannot_be_read_is_read_again() {
     simulate(|| async {
         let spool = Arc::new(MemorySpool::new());
-        let faulty = Arc::new(FaultySpool { spool: spool.clone(), faults: AtomicU32::new(0) });
+        let faulty = Arc::new(FaultySpool::new(spool.clone()));
         let front = Front::inline(faulty.clone());
         let world = World::over(front, spool, settings, |one| match one.destination {
             "sender.example" => Answer::Deliver,
@@ -174,7 +172,7 @@ fn a_page_that_cannot_be_read_is_read_again() {
             let to = format!("ann@d{round}.example");
             world.accept(&[&to]).await;
             settle().await;
-            faulty.faults.store(round, std::sync::atomic::Ordering::Relaxed);
+            faulty.faults.store(round, Ordering::Relaxed);
             sleep(HOUR).await;
             assert_eq!(world.taken_by(&to).len(), 1, "after {round} faults");
         }

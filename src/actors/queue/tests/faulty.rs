@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -16,9 +16,15 @@ use crate::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError};
 pub(super) struct FaultySpool {
     pub spool: Arc<MemorySpool>,
     pub faults: AtomicU32,
+    /// Recipients that pages brought.
+    pub paged: AtomicUsize,
 }
 
 impl FaultySpool {
+    pub(super) fn new(spool: Arc<MemorySpool>) -> Self {
+        Self { spool, faults: AtomicU32::new(0), paged: AtomicUsize::new(0) }
+    }
+
     fn fault(&self) -> Result<(), SpoolError> {
         let left = self.faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         match left {
@@ -41,7 +47,9 @@ impl Spool for FaultySpool {
         limit: usize,
     ) -> Result<DuePage, SpoolError> {
         self.fault()?;
-        self.spool.due(destination, until_ms, skip, limit)
+        let page = self.spool.due(destination, until_ms, skip, limit)?;
+        self.paged.fetch_add(page.items.len(), Ordering::Relaxed);
+        Ok(page)
     }
 
     fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError> {

@@ -307,6 +307,12 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        self.queue.do_send(Look(Box::new(|_, ctx| ctx.terminate())));
+    }
+}
+
 fn start(
     front: Front,
     spool: &Arc<MemorySpool>,

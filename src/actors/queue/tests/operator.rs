@@ -90,7 +90,7 @@ fn commands_for_what_is_in_flight_take_effect_at_the_report() {
             assert_eq!(world.tries_of("ann@slow.example").len(), tries, "{verb:?} {outcome:?}");
             sleep(HOUR).await;
             world.check_idle().await;
-            world.check_left("n");
+            world.check_left("");
         }
     });
 }
