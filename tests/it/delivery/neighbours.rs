@@ -94,7 +94,7 @@ fn tarpits_never_take_the_last_connection_from_a_destination_that_answers() {
 fn a_thousand_messages_for_a_slow_neighbour_delay_nobody() {
     let net = Net::new();
     let slow = net.host(|moment| match moment {
-        Moment::Message(_) => Answer::Hang,
+        Moment::Message => Answer::Hang,
         _ => Answer::Accept,
     });
     let healthy = net.sink();
