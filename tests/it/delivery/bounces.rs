@@ -40,7 +40,7 @@ fn a_report_is_a_multipart_report_about_the_failed_recipients() {
     use mail_parser::{MessageParser, MimeHeaders};
     let net = Net::new();
     let host = net.host(|moment| match moment {
-        Moment::Message(_) => refuse(554),
+        Moment::Message => refuse(554),
         _ => Answer::Accept,
     });
     let zone = with_mx(net.zone(), "x.test", &[ip(&host)]);

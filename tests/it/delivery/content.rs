@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::peer::Peer;
+use super::peer::{Peer, Spoil};
 use super::world::{Net, await_mail, behind_received, ip, queue_id, with_mx};
 use crate::support::message::{self, Chance};
 use crate::support::smtp::stuffed;
@@ -88,7 +88,7 @@ fn an_8bitmime_message_goes_unchanged_to_a_host_without_it() {
     for offers in [&["PIPELINING"][..], &[], &["8BITMIME"]] {
         let net = Net::new();
         let address = net.dead();
-        let peer = Peer::start(SocketAddr::from((address, net.port())), offers);
+        let peer = Peer::start(SocketAddr::from((address, net.port())), offers, Spoil::Refuse);
         let zone = with_mx(net.zone(), "x.test", &[address]);
         let world = net.start(zone);
         // The client says BODY=8BITMIME.

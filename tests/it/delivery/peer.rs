@@ -13,6 +13,19 @@ pub struct Peer {
     heard: Arc<Mutex<Heard>>,
 }
 
+/// How a peer spoils STARTTLS.
+#[derive(Clone, Copy, Debug)]
+pub enum Spoil {
+    /// It says no.
+    Refuse,
+    /// It hangs up.
+    HangUp,
+    /// It answers the handshake with something else.
+    Garbage,
+    /// It goes on in clear text before the handshake.
+    TalkOn,
+}
+
 /// What a peer was told.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
@@ -27,7 +40,7 @@ impl Peer {
     ///
     /// # Panics
     /// When the address is taken.
-    pub fn start(address: SocketAddr, offers: &'static [&'static str]) -> Self {
+    pub fn start(address: SocketAddr, offers: &'static [&'static str], spoil: Spoil) -> Self {
         let listener =
             TcpListener::bind(address).unwrap_or_else(|error| panic!("no peer at {address}: {error}"));
         let (stopped, heard) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Heard>>::default());
@@ -38,7 +51,7 @@ impl Peer {
                     break;
                 }
                 // A client that goes away is what some scripts are about.
-                let _ = serve(stream, offers, &hears);
+                let _ = serve(stream, offers, spoil, &hears);
             }
         });
         Self { address, stopped, heard }
@@ -57,7 +70,7 @@ impl Drop for Peer {
     }
 }
 
-fn serve(mut stream: TcpStream, offers: &[&str], heard: &Mutex<Heard>) -> io::Result<()> {
+fn serve(mut stream: TcpStream, offers: &[&str], spoil: Spoil, heard: &Mutex<Heard>) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     stream.write_all(b"220 peer.test\r\n")?;
     loop {
@@ -75,7 +88,16 @@ fn serve(mut stream: TcpStream, offers: &[&str], heard: &Mutex<Heard>) -> io::Re
                     stream.write_all(format!("250{dash}{offer}\r\n").as_bytes())?;
                 }
             }
-            "STAR" => return stream.write_all(b"220 go\r\nthis is no handshake\r\n"),
+            "STAR" => match spoil {
+                Spoil::Refuse => stream.write_all(b"454 not today\r\n")?,
+                Spoil::HangUp => return stream.write_all(b"220 go\r\n"),
+                Spoil::TalkOn => return stream.write_all(b"220 go\r\n250 as before\r\n"),
+                Spoil::Garbage => {
+                    stream.write_all(b"220 go\r\n")?;
+                    reader.fill_buf()?;
+                    return stream.write_all(b"this is no handshake\r\n");
+                }
+            },
             "DATA" => {
                 stream.write_all(b"354 go\r\n")?;
                 let content = read_content(&mut reader)?;

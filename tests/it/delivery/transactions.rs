@@ -86,7 +86,7 @@ fn after_452_the_rest_goes_in_the_next_transaction_at_once() {
             taken.fetch_add(1, SeqCst);
             Answer::Accept
         }
-        Moment::Message(_) => {
+        Moment::Message => {
             taken.store(0, SeqCst);
             Answer::Accept
         }

@@ -48,7 +48,7 @@ pub enum Moment<'a> {
     /// RCPT.
     Recipient(&'a str),
     /// The final dot.
-    Message(&'a ReceivedMessage),
+    Message,
 }
 
 struct Manners<F>(F);
@@ -68,8 +68,8 @@ impl<F: Fn(Moment<'_>) -> Answer + Send + Sync + 'static> Behaviour for Manners<
         (self.0)(Moment::Recipient(recipient.as_str()))
     }
 
-    fn on_message(&self, message: &ReceivedMessage) -> Answer {
-        (self.0)(Moment::Message(message))
+    fn on_message(&self, _: &ReceivedMessage) -> Answer {
+        (self.0)(Moment::Message)
     }
 }
 
