@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use tokio::time::Instant;
 
+use super::JUMP_MS;
 use crate::actors::delivery::DeliveryHandle;
 use crate::mail::id::QueueId;
 use crate::route::table::Route;
@@ -59,6 +60,8 @@ pub(super) struct Destination {
     pub more_on_disk: bool,
     /// The earliest later due time on disk.
     pub next_due_ms: Option<u64>,
+    /// Mail counts as due up to this time, if that is later than now: it was queued before wall time went back.
+    pub until_ms: u64,
     /// A page is being read.
     pub paging: bool,
     /// No page before this time: the last one could not be read.
@@ -90,6 +93,7 @@ impl Destination {
             wakes: Vec::new(),
             more_on_disk: false,
             next_due_ms: None,
+            until_ms: 0,
             paging: false,
             page_after: None,
             line: Line::Out,
@@ -100,7 +104,7 @@ impl Destination {
     }
 
     pub fn backs_off(&self, now_ms: u64) -> bool {
-        self.record.retry_at_ms > now_ms
+        backs_off(&self.record, now_ms)
     }
 
     /// The standing under which it asks for a slot.
@@ -126,7 +130,7 @@ impl Destination {
     pub fn wants_page(&self, now_ms: u64, now: Instant, low_water: usize) -> bool {
         self.phase == Phase::Active
             && !self.paging
-            && !self.backs_off(now_ms)
+            && (!self.backs_off(now_ms) || self.until_ms > 0)
             && self.ready.len() < low_water
             && self.has_backlog(now_ms)
             && self.page_after.is_none_or(|after| after <= now)
@@ -138,6 +142,7 @@ impl Destination {
             && held == 0
             && self.attempts == 0
             && !self.paging
+            && self.until_ms == 0
             && (self.backs_off(now_ms) || !self.has_backlog(now_ms))
     }
 
@@ -147,13 +152,20 @@ impl Destination {
             return None;
         }
         let due = if self.more_on_disk { now_ms } else { self.next_due_ms.unwrap_or(now_ms) };
-        Some(due.max(self.record.retry_at_ms))
+        Some(if self.backs_off(now_ms) { due.max(self.record.retry_at_ms) } else { due })
     }
 
     /// Mail on disk is due at this time.
     pub fn note_due(&mut self, due_ms: u64) {
         self.next_due_ms = Some(self.next_due_ms.map_or(due_ms, |known| known.min(due_ms)));
     }
+}
+
+/// Whether a destination with this record is not to be tried yet. A failure that is still to come was noted before wall
+/// time went back, and says nothing of when to try again.
+pub(super) fn backs_off(record: &DestinationRecord, now_ms: u64) -> bool {
+    let from_the_future = record.last.as_ref().is_some_and(|last| last.at_ms > now_ms + JUMP_MS);
+    record.retry_at_ms > now_ms && !from_the_future
 }
 
 /// All destinations in memory, what the static routes share, and who is known to answer.
@@ -215,6 +227,12 @@ impl Destinations {
             Standing::Unknown => {}
         }
         entry.wakes
+    }
+
+    /// Whether a destination gets a place in memory though there are `bound` already: one that answers must not wait
+    /// for those that hang. The names that are remembered bound how many do.
+    pub fn may_exceed(&self, destination: &Domain, bound: usize) -> bool {
+        self.proven.contains(destination) && self.map.len() < bound.saturating_mul(2)
     }
 
     /// How a destination stands that comes into memory.

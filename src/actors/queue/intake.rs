@@ -67,7 +67,9 @@ impl Queue {
             Some(entry) if entry.phase == Phase::Leaving => entry.phase = Phase::Active,
             Some(_) => {}
             None => {
-                let phase = if self.destinations_are_full() { Phase::Parked } else { Phase::Loading };
+                let full = self.destinations_are_full()
+                    && !self.destinations.may_exceed(destination, self.parts.settings.memory.destinations);
+                let phase = if full { Phase::Parked } else { Phase::Loading };
                 self.add_destination(destination, phase);
             }
         }
@@ -82,6 +84,7 @@ impl Queue {
         let route = settings.routes.route_for(destination);
         let mut entry = Destination::new(route, phase, settings.connections_per_destination);
         entry.standing = self.destinations.standing_of(destination);
+        entry.until_ms = self.horizon_ms;
         self.destinations.map.insert(destination.clone(), entry);
         if phase == Phase::Loading {
             self.load_destination(destination);

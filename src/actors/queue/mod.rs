@@ -63,6 +63,8 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 const SLOW_AFTER: Duration = Duration::from_secs(10);
 /// When wall time and monotonic time part by more than this, wall time has jumped.
 const JUMP_MS: u64 = 3_600_000;
+/// How far ahead of a clock that then went back mail may have been put off.
+const HORIZON_MS: u64 = 7 * 86_400_000;
 
 /// What the Queue needs to know.
 #[derive(Debug)]
@@ -143,6 +145,8 @@ pub struct Queue {
     seen: (u64, Instant),
     /// The start, or the last jump of wall time: what is older says nothing of whether mail can be delivered.
     since_ms: u64,
+    /// Wall time went back: until each destination was looked at once, mail is due up to this time. Else zero.
+    horizon_ms: u64,
     /// When the attempts and destinations in memory were last looked after.
     looked: Option<Instant>,
     /// Crashes in a row, of recipients whose last attempt crashed.
@@ -180,6 +184,7 @@ impl Queue {
             timer: None,
             seen: (now_ms, now),
             since_ms: now_ms,
+            horizon_ms: 0,
             looked: None,
             crashes: HashMap::new(),
             condemned: HashSet::new(),
@@ -217,6 +222,10 @@ impl Queue {
         if now_ms.abs_diff(expected) > JUMP_MS {
             tracing::warn!(from_ms = expected, to_ms = now_ms, "wall time has jumped");
             self.since_ms = now_ms;
+            if now_ms < expected {
+                self.horizon_ms = expected.saturating_add(HORIZON_MS);
+                self.wakes.start_over();
+            }
         }
         self.seen = (now_ms, now);
         now_ms

@@ -6,15 +6,15 @@ use std::time::Duration;
 use actix::{Context, Handler, Message};
 
 use super::Queue;
-use super::destinations::Phase;
+use super::destinations::{Phase, backs_off};
 use super::intake::HELD_MIN;
 use super::residents::Place;
 use super::wakes::READ_AGAIN_MS;
-use crate::mail::envelope::Status;
+use crate::mail::envelope::{Status, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
-use crate::spool::{DestinationRecord, DuePage, Op, SpoolError};
+use crate::spool::{DestinationRecord, DueKey, DuePage, Op, SpoolError};
 
 /// Due recipients read at once.
 const PAGE: usize = 250;
@@ -27,7 +27,30 @@ struct PageRead {
     ticket: u64,
     record: Option<Result<Option<DestinationRecord>, SpoolError>>,
     page: Result<DuePage, SpoolError>,
-    full: bool,
+    extent: Extent,
+}
+
+/// How much of what was asked for a page brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// Nothing was asked for.
+    Nothing,
+    /// As much as fits.
+    Full,
+    /// All there is.
+    Whole,
+}
+
+/// Where a recipient stands that a page brought.
+enum Adopted {
+    /// In memory already, or settled.
+    Here,
+    /// Due.
+    Ready,
+    /// By a clock that went back since: due now.
+    PutOff,
+    /// Not due before this time (ms).
+    Later(u64),
 }
 
 impl Queue {
@@ -55,18 +78,24 @@ impl Queue {
     ) {
         let Some(me) = self.me() else { return };
         let ticket = self.residents.read_begins();
-        let until_ms = self.now_ms();
+        let now_ms = self.now_ms();
+        let until_ms =
+            self.destinations.map.get(destination).map_or(now_ms, |entry| entry.until_ms.max(now_ms));
         let name = destination.clone();
         self.parts.metrics.pages_read.inc();
         self.parts.front.read(
             move |spool| {
                 let record = with_record.then(|| spool.destination(&name));
-                let backs_off = matches!(&record, Some(Ok(Some(record))) if record.retry_at_ms > until_ms);
+                let backs_off = matches!(&record, Some(Ok(Some(record))) if backs_off(record, now_ms));
                 // Fresh mail brings a destination that backs off into memory again and again: that must be cheap.
                 let limit = if backs_off { 0 } else { limit };
                 let page = spool.due(&name, until_ms, &skip, limit);
-                let full = limit > 0 && page.as_ref().is_ok_and(|page| page.items.len() >= limit);
-                PageRead { destination: name, ticket, record, page, full }
+                let extent = match &page {
+                    _ if limit == 0 => Extent::Nothing,
+                    Ok(page) if page.items.len() >= limit => Extent::Full,
+                    _ => Extent::Whole,
+                };
+                PageRead { destination: name, ticket, record, page, extent }
             },
             move |read| me.do_send(read),
         );
@@ -95,7 +124,7 @@ impl Queue {
     }
 
     fn page_read(&mut self, read: PageRead) {
-        let PageRead { destination, ticket, record, page, full } = read;
+        let PageRead { destination, ticket, record, page, extent } = read;
         match record {
             Some(Ok(record)) => self.loaded(&destination, record),
             Some(Err(error)) => {
@@ -105,7 +134,7 @@ impl Queue {
             None => {}
         }
         match page {
-            Ok(page) => self.adopt_page(&destination, page, full),
+            Ok(page) => self.adopt_page(&destination, page, extent),
             Err(error) => self.page_failed(&destination, &error),
         }
         if let Some(entry) = self.destinations.map.get_mut(&destination) {
@@ -148,9 +177,10 @@ impl Queue {
         }
     }
 
-    fn adopt_page(&mut self, destination: &Domain, page: DuePage, full: bool) {
+    fn adopt_page(&mut self, destination: &Domain, page: DuePage, extent: Extent) {
         let now_ms = self.now_ms();
         let backs_off = self.destinations.map.get(destination).is_none_or(|entry| entry.backs_off(now_ms));
+        let again = self.parts.clock.instant() + Duration::from_millis(READ_AGAIN_MS);
         let mut later = page.next_due_ms;
         for (id, reason) in page.damaged {
             if !self.quarantine(id, &reason) {
@@ -158,27 +188,57 @@ impl Queue {
                 later = Some(later.map_or(again, |due| due.min(again)));
             }
         }
-        let mut left = full;
+        let (mut left, mut used) = (extent == Extent::Full, false);
         for (key, stored) in page.items {
-            if backs_off {
-                left = true;
-                break;
-            }
-            let resident = self.residents.adopt(&stored);
-            let number = usize::from(key.number);
-            let due = resident.places[number] == Place::Disk
-                && resident.states[number].status == Status::Queued
-                && resident.states[number].due_ms <= now_ms;
-            if due && let Some(entry) = self.destinations.map.get_mut(destination) {
-                entry.ready.push_back((key.id, key.number));
-                self.residents.put(key.id, key.number, Place::Ready);
-            } else {
-                self.residents.release(key.id);
+            match self.adopt(&key, &stored, now_ms) {
+                Adopted::Ready if backs_off => {
+                    left = true;
+                    self.residents.release(key.id);
+                }
+                Adopted::Ready => {
+                    used = true;
+                    self.residents.put(key.id, key.number, Place::Ready);
+                    if let Some(entry) = self.destinations.map.get_mut(destination) {
+                        entry.ready.push_back((key.id, key.number));
+                    }
+                }
+                Adopted::PutOff => {
+                    used = true;
+                    self.reschedule(key.id, key.number, now_ms);
+                }
+                Adopted::Later(due_ms) => {
+                    later = Some(later.map_or(due_ms, |due| due.min(due_ms)));
+                    self.residents.release(key.id);
+                }
+                Adopted::Here => self.residents.release(key.id),
             }
         }
         if let Some(entry) = self.destinations.map.get_mut(destination) {
             entry.more_on_disk |= left;
             later.into_iter().for_each(|due| entry.note_due(due));
+            match extent {
+                Extent::Full if used => {}
+                // What is due lies before what was put off: look again when that may have gone out.
+                Extent::Full if backs_off && entry.until_ms > 0 => entry.page_after = Some(again),
+                Extent::Full | Extent::Whole => entry.until_ms = 0,
+                Extent::Nothing => {}
+            }
+        }
+    }
+
+    /// What to do with a recipient that a page brought. What is in memory holds, not what the page says.
+    fn adopt(&mut self, key: &DueKey, stored: &StoredMessage, now_ms: u64) -> Adopted {
+        let resident = self.residents.adopt(stored);
+        let state = &resident.states[usize::from(key.number)];
+        let noted_ms = state.last.as_ref().map_or(resident.envelope.arrived_ms, |last| last.at_ms);
+        if resident.places[usize::from(key.number)] != Place::Disk || state.status != Status::Queued {
+            Adopted::Here
+        } else if state.due_ms <= now_ms {
+            Adopted::Ready
+        } else if noted_ms > now_ms {
+            Adopted::PutOff
+        } else {
+            Adopted::Later(state.due_ms)
         }
     }
 

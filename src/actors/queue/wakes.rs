@@ -69,6 +69,21 @@ impl Index {
         }
     }
 
+    /// Whether all keys before this time have been read; of time zero there are none to read.
+    fn is_read_until(&self, at_ms: u64) -> bool {
+        let read = match self.next {
+            Next::Unknown => false,
+            Next::At(next) => next >= at_ms,
+            Next::Nothing => true,
+        };
+        at_ms > 0 && read && !self.reading
+    }
+
+    /// Forgets how far the index was read.
+    pub fn start_over(&mut self) {
+        (self.cursor, self.next) = (None, Next::Unknown);
+    }
+
     fn ended(&mut self) {
         self.reading = false;
         if let Some(at_ms) = self.noted.take() {
@@ -139,13 +154,19 @@ impl Queue {
     }
 
     pub(super) fn read_wakes(&mut self, now_ms: u64) {
-        if self.wakes.cursor.as_ref().is_some_and(|(at, _)| *at > now_ms) {
+        if self.horizon_ms == 0 && self.wakes.cursor.as_ref().is_some_and(|(at, _)| *at > now_ms) {
             // Wall time went back: keys may lie before the cursor.
-            self.wakes.cursor = None;
-            self.wakes.next = Next::Unknown;
+            self.wakes.start_over();
         }
+        let until_ms = now_ms.max(self.horizon_ms);
         let Some(me) = self.me() else { return };
-        if self.next_wake_ms().is_none_or(|at| at >= now_ms) {
+        if self.wakes.is_read_until(self.horizon_ms) {
+            // All that was queued before the clock went back has been looked at.
+            self.horizon_ms = 0;
+            self.wakes.start_over();
+            return;
+        }
+        if self.next_wake_ms().is_none_or(|at| at >= until_ms) {
             return;
         }
         self.wakes.reading = true;
@@ -158,7 +179,7 @@ impl Queue {
                 let keys = spool.wakes(after.as_ref(), limit);
                 let full = keys.as_ref().is_ok_and(|keys| keys.len() >= limit);
                 // Strictly before: a key that is written with this very time must not end up before the cursor.
-                WakesRead { keys, until_ms: now_ms, full }
+                WakesRead { keys, until_ms, full }
             },
             move |read| me.do_send(read),
         );
@@ -210,6 +231,11 @@ impl Queue {
                 self.load_destination(destination);
             }
             Phase::Loading | Phase::Active => {}
+        }
+        if let Some(entry) = self.destinations.map.get_mut(destination)
+            && self.horizon_ms > now_ms
+        {
+            (entry.until_ms, entry.more_on_disk) = (self.horizon_ms, true);
         }
         self.refill(destination, now_ms);
         self.leave_if_idle(destination, now_ms);

@@ -125,6 +125,25 @@ fn a_full_memory_and_a_drain_do_not_keep_the_queue_busy() {
     });
 }
 
+#[test]
+fn a_destination_that_answers_finds_room_though_memory_is_full_of_others() {
+    simulate(|| async {
+        let world = World::with(few_destinations, |one| match one.destination {
+            "good.example" => Answer::Deliver,
+            _ => Answer::Slow(DAY),
+        });
+        world.accept(&["ann@good.example"]).await;
+        sleep(MINUTE).await;
+        for number in 0..200 {
+            world.hand_in("", &[&format!("u@hang{number}.example")]);
+        }
+        sleep(MINUTE).await;
+        world.accept(&["bob@good.example"]).await;
+        sleep(2).await;
+        assert_eq!(world.taken_by("bob@good.example").len(), 1);
+    });
+}
+
 fn few_recipients() -> QueueSettings {
     let memory = MemoryBounds { recipients: 200, window: 100, ..MemoryBounds::default() };
     QueueSettings { memory, connections_per_destination: 1, ..settings() }

@@ -340,7 +340,9 @@ fn start(
 /// Runs a closure inside the Queue.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Look(Box<dyn FnOnce(&mut Queue, &mut Context<Queue>) + Send>);
+struct Look(Inside);
+
+type Inside = Box<dyn FnOnce(&mut Queue, &mut Context<Queue>) + Send>;
 
 impl Handler<Look> for Queue {
     type Result = ();

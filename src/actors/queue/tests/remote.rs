@@ -59,9 +59,7 @@ pub(super) struct Try<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct Tried {
     pub at_s: u64,
-    pub destination: String,
     pub to: Vec<String>,
-    pub id: QueueId,
     pub from_memory: bool,
 }
 
@@ -109,9 +107,7 @@ impl Remote {
             .collect();
         self.tried.push(Tried {
             at_s,
-            destination: destination.clone(),
             to: names.iter().map(|(_, to)| to.clone()).collect(),
-            id: attempt.envelope.id,
             from_memory: attempt.content.is_some(),
         });
         let open = self.open.entry(destination.clone()).or_default();

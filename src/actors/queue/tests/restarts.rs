@@ -93,6 +93,38 @@ fn a_clock_that_jumps_loses_no_mail() {
 }
 
 #[test]
+fn a_clock_that_goes_back_delays_no_mail() {
+    simulate(|| async {
+        for (days, bound) in [(1, 10_000), (10, 10_000), (10, 3)] {
+            let limits = move || {
+                let memory = MemoryBounds { destinations: bound, window: 10, ..MemoryBounds::default() };
+                QueueSettings { memory, ..settings() }
+            };
+            let mut dead = true;
+            let world = World::with(limits, move |one| match (one.destination, one.number) {
+                ("dead.example", _) if dead => {
+                    dead = one.to != "u5@dead.example";
+                    Answer::NoHost
+                }
+                (destination, 1) if destination.starts_with("slow") => Answer::Later,
+                _ => Answer::Deliver,
+            });
+            for number in 0..40 {
+                world.accept(&[&format!("u{number}@dead.example")]).await;
+                world.accept(&[&format!("u@slow{number}.example"), &format!("v@slow{number}.example")]).await;
+            }
+            sleep(200).await;
+            world.clock.jump(-days * 86_400_000);
+            sleep(HOUR).await;
+            world.accept(&["ann@fresh.example"]).await;
+            sleep(3 * HOUR).await;
+            assert_eq!(lock(&world.remote).taken.len(), 121, "{days} days, {bound} destinations");
+            world.check_idle().await;
+        }
+    });
+}
+
+#[test]
 fn a_busy_pause_ends_though_the_clock_goes_back() {
     simulate(|| async {
         let world = World::new(|one| if one.number == 1 { Answer::Busy } else { Answer::Deliver });
