@@ -7,7 +7,7 @@ use posthaste::cli::Cli;
 
 /// Cross-thread frees are what a message's way is made of; measured against the system's allocator in ARCHITECTURE.md.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     Cli::parse().run()

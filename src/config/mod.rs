@@ -91,12 +91,12 @@ pub struct LimitsConfig {
     pub message_size: u64,
     /// Recipients of one transaction; more get 452. Default 1000, at least 100.
     pub recipients: usize,
-    /// Errors of one session; then 421 and the end. Default 20.
+    /// Errors of one session since its last accepted message; then 421 and the end. Default 20.
     pub errors: usize,
     /// Silence of a client until 421. Default 5 min (RFC 5321 section 4.5.3.2.7).
     #[serde(with = "units::duration")]
     pub idle_timeout: Duration,
-    /// The whole DATA phase of one message. Default 30 min.
+    /// The envelope of one message, and then its whole DATA phase: so long each. Default 30 min.
     #[serde(with = "units::duration")]
     pub data_timeout: Duration,
 }

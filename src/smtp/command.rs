@@ -60,8 +60,13 @@ pub struct CommandError {
     pub text: Cow<'static, str>,
 }
 
-const VERBS: [&str; 12] =
-    ["HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY", "HELP", "EXPN", "TURN"];
+/// Verbs that are known, from EXPN on only as not implemented (RFC 5321 section 4.2.4).
+const VERBS: [&str; 19] = [
+    "HELO", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT", "VRFY", "HELP", "EXPN", "TURN", "ETRN",
+    "SEND", "SOML", "SAML", "STARTTLS", "AUTH", "BDAT",
+];
+/// Longest parameter keyword that a reply repeats, in octets.
+const KEYWORD_MAX: usize = 32;
 
 fn error(
     command: &'static str,
@@ -102,7 +107,9 @@ impl Command {
             "VRFY" => Ok(Self::Vrfy),
             "NOOP" => Ok(Self::Noop),
             "HELP" => Ok(Self::Help),
-            "EXPN" | "TURN" => Err(error(verb, 502, (5, 5, 1), "command not implemented")),
+            "EXPN" | "TURN" | "ETRN" | "SEND" | "SOML" | "SAML" | "STARTTLS" | "AUTH" | "BDAT" => {
+                Err(error(verb, 502, (5, 5, 1), "command not implemented"))
+            }
             _ if !rest.is_empty() => Err(error(verb, 501, (5, 5, 4), format!("{verb} takes no parameter"))),
             "DATA" => Ok(Self::Data),
             "RSET" => Ok(Self::Rset),
@@ -118,19 +125,16 @@ fn mail(rest: &str) -> Result<Command, CommandError> {
     let (mut size, mut body) = (None, None);
     for parameter in parameters.split_ascii_whitespace() {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        match key.to_ascii_uppercase().as_str() {
-            "SIZE" => {
-                let wrong = || error("MAIL", 501, (5, 5, 4), "SIZE takes a number of bytes");
-                size = Some(parse_size(value).ok_or_else(wrong)?);
-            }
-            "BODY" => {
-                body = match value.to_ascii_uppercase().as_str() {
-                    "7BIT" => Some(BodyParam::SevenBit),
-                    "8BITMIME" => Some(BodyParam::EightBitMime),
-                    _ => return Err(error("MAIL", 501, (5, 5, 4), "BODY is 7BIT or 8BITMIME")),
-                }
-            }
-            _ => return Err(unknown_parameter("MAIL", key)),
+        let repeated = if key.eq_ignore_ascii_case("SIZE") {
+            size.replace(parse_size(value)?).is_some()
+        } else if key.eq_ignore_ascii_case("BODY") {
+            body.replace(parse_body(value)?).is_some()
+        } else {
+            return Err(unknown_parameter("MAIL", key));
+        };
+        if repeated {
+            let text = format!("{} is given twice", key.to_ascii_uppercase());
+            return Err(error("MAIL", 501, (5, 5, 4), text));
         }
     }
     Ok(Command::Mail { path, size, body })
@@ -146,9 +150,22 @@ fn rcpt(rest: &str, own_domain: &str) -> Result<Command, CommandError> {
 }
 
 /// 1–20 digits (RFC 1870 section 4); what is more than fits is more than any limit.
-fn parse_size(value: &str) -> Option<u64> {
-    let good = (1..=20).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_digit());
-    good.then(|| value.parse().unwrap_or(u64::MAX))
+fn parse_size(value: &str) -> Result<u64, CommandError> {
+    if (1..=20).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        Ok(value.parse().unwrap_or(u64::MAX))
+    } else {
+        Err(error("MAIL", 501, (5, 5, 4), "SIZE takes a number of bytes"))
+    }
+}
+
+fn parse_body(value: &str) -> Result<BodyParam, CommandError> {
+    if value.eq_ignore_ascii_case("7BIT") {
+        Ok(BodyParam::SevenBit)
+    } else if value.eq_ignore_ascii_case("8BITMIME") {
+        Ok(BodyParam::EightBitMime)
+    } else {
+        Err(error("MAIL", 501, (5, 5, 4), "BODY is 7BIT or 8BITMIME"))
+    }
 }
 
 /// One word of printable ASCII. Real clients call themselves all kinds of names, and nothing depends on it.
@@ -156,9 +173,17 @@ fn is_client_name(name: &str) -> bool {
     (1..=DOMAIN_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// The keyword is repeated only when it is one (RFC 5321 section 4.1.2, `esmtp-keyword`): a reply is a short ASCII line
+/// whatever the client sends.
 fn unknown_parameter(command: &'static str, key: &str) -> CommandError {
-    let name = key.get(..32).unwrap_or(key).to_ascii_uppercase();
-    error(command, 555, (5, 5, 4), format!("parameter {name} is not offered here"))
+    let is_keyword = (1..=KEYWORD_MAX).contains(&key.len())
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let text = if is_keyword {
+        Cow::Owned(format!("parameter {} is not offered here", key.to_ascii_uppercase()))
+    } else {
+        Cow::Borrowed("that parameter is not offered here")
+    };
+    error(command, 555, (5, 5, 4), text)
 }
 
 /// RFC 3463: X.1.3 is a bad destination syntax, X.1.7 a bad sender syntax.

@@ -7,8 +7,10 @@ mod support;
 
 mod clients;
 mod dashboards;
+mod delivery;
 mod dns;
 mod drain;
+mod durable;
 mod output;
 mod startup;
 mod tidy;

@@ -9,6 +9,7 @@
 //! | `C* n text` | the same, n times |
 //! | `! refuse code status text` | the driver's verdict on the next thing it is asked (it allows all else) |
 //! | `! close code status text` | the driver ends the session here |
+//! | `! discard code status text` | the driver has no place for the content that is coming in |
 //! | `S: text` | the server answers; `<id>` is the queue id |
 //! | `E: <from> 7BIT <to> …` | a message was accepted, this is its envelope |
 //! | `M: text`, `M~ text`, `M* n text` | a line of the accepted content; `~` with escapes, `*` with the text n times |
@@ -16,7 +17,7 @@
 //!
 //! Client lines that follow each other are one write. Each file runs three times: as it is written; one byte per push,
 //! with content taken from the machine as it comes; and with all that the client says in one write, which is compared
-//! as a whole (files with `! close`, which needs its place, run twice). Behind what the server says to one write come
+//! as a whole (files with `! close` or `! discard`, which need their place, run twice). Behind what the server says to one write come
 //! the messages that it accepted, then the end.
 //!
 //! To report a protocol bug, add a file.
@@ -73,7 +74,7 @@ fn check(text: &str, name: &str) -> Result<(), String> {
     };
     run(&script, usize::MAX, "as written")?;
     run(&script, 1, "byte by byte")?;
-    if script.steps.iter().any(|step| matches!(step, Step::Close(_))) {
+    if script.steps.iter().any(|step| matches!(step, Step::Close(_) | Step::Discard(_))) {
         return Ok(());
     }
     run(&script.in_one_write(), usize::MAX, "in one write")
@@ -88,6 +89,8 @@ enum Step {
     Refuse(Refusal),
     /// The end from the driver's side.
     Close(Refusal),
+    /// No place for the content.
+    Discard(Refusal),
     /// What must come of it.
     Expect(String),
 }
@@ -131,6 +134,7 @@ impl Script {
                 match verb {
                     "refuse" => Step::Refuse(parse_refusal(refusal)?),
                     "close" => Step::Close(parse_refusal(refusal)?),
+                    "discard" => Step::Discard(parse_refusal(refusal)?),
                     _ => return None,
                 }
             }
@@ -200,7 +204,7 @@ impl Script {
                     lines.push(line.replace("<id>", &format!("id-{ids}")));
                 }
                 Step::Expect(line) => lines.push(line.clone()),
-                Step::Refuse(_) | Step::Close(_) => {}
+                Step::Refuse(_) | Step::Close(_) | Step::Discard(_) => {}
             }
         }
         lines
@@ -235,6 +239,7 @@ impl Script {
                     driver.turn(asked)?;
                     driver.report(&mut lines);
                 }
+                Step::Discard(refusal) => driver.server.refuse_content(refusal.clone()),
                 Step::Expect(_) => {}
             }
         }

@@ -141,6 +141,22 @@ impl Client {
         }
     }
 
+    /// What the server says unasked in some time; empty when it is silent.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn heard_within(&mut self, time: Duration) -> io::Result<String> {
+        self.stream.set_read_timeout(Some(time))?;
+        let mut heard = [0; 1024];
+        match self.stream.read(&mut heard) {
+            Ok(count) => Ok(heard[..count].escape_ascii().to_string()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Ok(String::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the server has closed the connection; waits for it, and reads away what it still says.
     pub fn is_closed(&mut self, within: Duration) -> bool {
         let end = std::time::Instant::now() + within;

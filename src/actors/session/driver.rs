@@ -24,6 +24,7 @@ const CREDIT_WAIT: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(3);
 /// Bytes a closing session reads at most.
 const LINGER_BYTES: usize = 1 << 20;
+const NOT_STORED: &str = "the message can't be stored now, try again later";
 /// Bytes read at once.
 const READ_SIZE: usize = 64 << 10;
 
@@ -45,7 +46,10 @@ struct Driver {
     /// The message that is coming in; its envelope is a draft until the final dot.
     draft: Option<Envelope>,
     incoming: Incoming,
-    data_ends: Option<Instant>,
+    /// When the running envelope, or the running content, must be whole: what a transaction holds is held for so long.
+    phase_ends: Option<Instant>,
+    /// Since when the client has had every answer, and the next word.
+    awaited_since: Instant,
 }
 
 /// Drives the connection to its end.
@@ -60,6 +64,7 @@ pub(super) async fn drive(start: Start, drain: watch::Receiver<bool>) -> io::Res
         recipients: context.recipients,
         errors: context.errors,
     });
+    let awaited_since = context.clock.instant();
     let mut driver = Driver {
         stream,
         peer: start.peer,
@@ -70,9 +75,20 @@ pub(super) async fn drive(start: Start, drain: watch::Receiver<bool>) -> io::Res
         credits: Vec::new(),
         draft: None,
         incoming: Incoming::Buffered,
-        data_ends: None,
+        phase_ends: None,
+        awaited_since,
     };
     driver.run().await
+}
+
+/// What the client is told when its content finds no place; it keeps the message.
+fn not_stored(error: &io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Refusal::new(452, (4, 3, 1), "the relay's disk is full, try again later")
+        }
+        _ => Refusal::new(451, (4, 3, 0), NOT_STORED),
+    }
 }
 
 impl Driver {
@@ -121,15 +137,22 @@ impl Driver {
             return Ok(());
         }
         let messages = self.context.credits.messages.clone();
-        self.take_credit(messages, 1).await
+        self.take_credit(messages, 1).await?;
+        self.begin_phase();
+        Ok(())
     }
 
     async fn data_wanted(&mut self) -> io::Result<()> {
         let memory = self.context.credits.memory.clone();
         let budget = u32::try_from(self.context.content_threshold.div_ceil(1024)).unwrap_or(u32::MAX);
         self.take_credit(memory, budget).await?;
-        self.data_ends = Some(self.context.clock.instant() + self.context.data_timeout);
+        self.begin_phase();
         Ok(())
+    }
+
+    fn begin_phase(&mut self) {
+        let ends = self.context.clock.instant() + self.context.data_timeout;
+        self.phase_ends = self.server.in_transaction().then_some(ends);
     }
 
     /// Allows what the client asked for once there is room, or answers 452 after a while.
@@ -174,18 +197,15 @@ impl Driver {
         self.draft = Some(draft);
         if let Err(error) = spilled {
             tracing::error!(%error, "a content file can't be written");
-            self.reset();
-            self.server.close_now(Refusal::new(
-                451,
-                (4, 3, 0),
-                "the message can't be stored now, try again later",
-            ));
+            // Its credits and its time stay until the client has sent the rest.
+            (self.draft, self.incoming) = (None, Incoming::Buffered);
+            self.server.refuse_content(not_stored(&error));
         }
         Ok(())
     }
 
     async fn message_end(&mut self, transaction: Transaction) -> io::Result<()> {
-        self.data_ends = None;
+        self.phase_ends = None;
         let began = self.context.clock.instant();
         let mut envelope = match self.draft.take() {
             Some(draft) => draft,
@@ -198,11 +218,7 @@ impl Driver {
             Ok(content) => content,
             Err(error) => {
                 tracing::error!(%error, "content can't be stored");
-                self.server.refuse(Refusal::new(
-                    451,
-                    (4, 3, 0),
-                    "the message can't be stored now, try again later",
-                ));
+                self.server.refuse(not_stored(&error));
                 return Ok(());
             }
         };
@@ -219,11 +235,7 @@ impl Driver {
                 self.server.refuse(Refusal::new(421, (4, 3, 2), "the relay is stopping, try again later"));
             }
             Ok(Err(NotQueued::Spool)) | Err(_) => {
-                self.server.refuse(Refusal::new(
-                    451,
-                    (4, 3, 0),
-                    "the message can't be stored now, try again later",
-                ));
+                self.server.refuse(Refusal::new(451, (4, 3, 0), NOT_STORED));
             }
         }
         Ok(())
@@ -259,7 +271,7 @@ impl Driver {
         self.credits.clear();
         self.draft = None;
         self.incoming = Incoming::Buffered;
-        self.data_ends = None;
+        self.phase_ends = None;
     }
 
     async fn flush(&mut self) -> io::Result<()> {
@@ -267,25 +279,44 @@ impl Driver {
         if replies.is_empty() {
             return Ok(());
         }
-        let written = tokio::time::timeout(self.context.idle_timeout, self.stream.write_all(replies)).await;
+        tokio::time::timeout(self.context.idle_timeout, self.stream.write_all(replies))
+            .await
+            .unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies"))
+            })?;
         self.server.transmit().clear();
-        written
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies")))
+        self.awaited_since = self.context.clock.instant();
+        Ok(())
+    }
+
+    /// When the client has been silent for too long: content is a sign of life with every byte, a command only when it is
+    /// whole and so has its answer; else a byte now and then would keep a session for ever.
+    fn silence_ends(&mut self) -> Instant {
+        if self.server.in_data() {
+            self.awaited_since = self.context.clock.instant();
+        }
+        let idle_ends = self.awaited_since + self.context.idle_timeout;
+        self.phase_ends.map_or(idle_ends, |phase_ends| phase_ends.min(idle_ends))
     }
 
     /// Reads what is there; `false` at the end of the connection.
     async fn read(&mut self) -> io::Result<bool> {
-        let now = self.context.clock.instant();
-        let idle_ends = now + self.context.idle_timeout;
-        let ends = self.data_ends.map_or(idle_ends, |data_ends| data_ends.min(idle_ends));
+        // A client that always has bytes ready must not keep the others of this thread waiting.
+        tokio::task::consume_budget().await;
+        let ends = self.silence_ends();
         let watched = !self.draining && !*self.drain.borrow();
         let ready = tokio::select! {
             ready = tokio::time::timeout_at(ends, self.stream.readable()) => ready,
-            _ = self.drain.changed(), if watched => return Ok(true),
+            changed = self.drain.changed(), if watched => {
+                // An error says that the actor is gone: as good as a drain.
+                self.draining |= changed.is_err();
+                return Ok(true);
+            }
         };
         match ready {
-            Ok(ready) => ready?,
-            Err(_) => {
+            // Bytes that are always there must not outrun the time.
+            Ok(ready) if self.context.clock.instant() < ends => ready?,
+            _ => {
                 self.server.close_now(Refusal::new(421, (4, 4, 2), "the client was silent for too long"));
                 return Ok(true);
             }

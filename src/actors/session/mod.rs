@@ -46,11 +46,11 @@ pub struct SessionContext {
     pub message_size: u64,
     /// Recipients of one transaction.
     pub recipients: usize,
-    /// Errors of one session.
+    /// Errors of one session since its last accepted message.
     pub errors: usize,
-    /// Silence of a client.
+    /// Silence of a client: how long it may take for a whole command, or for the next byte of content.
     pub idle_timeout: Duration,
-    /// The DATA phase of one message.
+    /// The envelope of one message, and then its DATA phase: so long each.
     pub data_timeout: Duration,
     /// Content up to this many bytes stays in memory and goes into the database.
     pub content_threshold: usize,
@@ -153,3 +153,7 @@ impl Drop for EndGuard {
         self.ended.do_send(SessionEnded { number: self.number });
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

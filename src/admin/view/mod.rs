@@ -263,7 +263,8 @@ fn why(
         reason(WaitingKind::Slot, "waiting for a connection slot".to_owned())
     } else if next_ms <= now_ms {
         reason(WaitingKind::Due, "due now".to_owned())
-    } else if retry_ms > state.due_ms {
+    } else if retry_ms >= state.due_ms {
+        // The mail that found its destination failing is due when that is tried again.
         reason(WaitingKind::BackingOff, backing_off(record, retry_ms, now_ms))
     } else {
         reason(WaitingKind::Scheduled, format!("next attempt {}", at(next_ms, now_ms)))

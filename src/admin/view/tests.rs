@@ -99,6 +99,16 @@ fn each_recipient_tells_why_it_waits_and_when_it_is_tried_next() {
     );
     check(
         queued(later),
+        Some(later),
+        nothing(),
+        Some((
+            K::BackingOff,
+            "destination backing off, next try at 2023-11-15T12:05:00.000Z (in 5m): 4.4.1 connection refused",
+        )),
+        Some(300),
+    );
+    check(
+        queued(later),
         Some(NOW + MINUTE),
         nothing(),
         Some((K::Scheduled, "next attempt at 2023-11-15T12:05:00.000Z (in 5m)")),

@@ -101,7 +101,13 @@ impl Decision {
 /// The conversation ended before a transaction began.
 fn session(trouble: Trouble, tls: TlsUse) -> Next {
     let handshake = trouble.step == Step::StartTls
-        && matches!(trouble.kind, TroubleKind::TlsHandshake(_) | TroubleKind::Lost(_) | TroubleKind::Timeout);
+        && matches!(
+            trouble.kind,
+            TroubleKind::TlsHandshake(_)
+                | TroubleKind::Lost(_)
+                | TroubleKind::Timeout
+                | TroubleKind::Protocol(_)
+        );
     if handshake && tls == TlsUse::WhenOffered {
         return Next::ClearText;
     }

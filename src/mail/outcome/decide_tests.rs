@@ -131,6 +131,10 @@ fn opportunistic_tls_that_fails_is_tried_again_in_clear_text() {
         (opportunistic(handshake), "open → clear text"),
         (opportunistic(lost(Step::StartTls)), "open → clear text"),
         (opportunistic(trouble(Step::StartTls, TroubleKind::Timeout)), "open → clear text"),
+        (
+            opportunistic(trouble(Step::StartTls, TroubleKind::Protocol("early".to_owned()))),
+            "open → clear text",
+        ),
         (opportunistic(lost(Step::Ehlo)), "open → next host, else connection_lost 4.4.2 failed"),
         (opportunistic(refusal(Step::StartTls, "421 bye")), "open → next host, else reply_4xx 4.7.0 failed"),
     ]);

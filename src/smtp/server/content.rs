@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::replies::line;
-use super::{Data, Event, Pending, RECEIVED_MAX, Refusal, Server, State, Transaction};
+use super::{Data, Event, Pending, RECEIVED_MAX, Refusal, Server, ServerSettings, State, Transaction};
 use crate::smtp::scanner::{Scan, Scanner, TEXT_LINE_MAX};
 
 impl Server {
@@ -11,7 +11,7 @@ impl Server {
         line(&mut self.output, 354, None, "send the message; end with a line that is a single dot");
         self.content.clear();
         self.content_size = 0;
-        self.state = State::Data(Data { transaction, scanner: Scanner::default(), too_large: false });
+        self.state = State::Data(Data { transaction, scanner: Scanner::default(), refusal: None });
     }
 
     /// Takes content up to the final dot; returns how much of the input it took. What will be refused is dropped, but
@@ -21,8 +21,12 @@ impl Server {
         let before = self.content.len();
         let (used, scan) = data.scanner.scan(input, &mut self.content);
         self.content_size += (self.content.len() - before) as u64;
-        data.too_large |= self.content_size > self.settings.message_size;
-        if data.too_large || data.scanner.has_long_line() {
+        if self.content_size > self.settings.message_size {
+            data.refusal.get_or_insert_with(|| Refusal::new(552, (5, 3, 4), self.settings.too_large()));
+        } else if data.scanner.has_long_line() {
+            data.refusal.get_or_insert_with(long_line);
+        }
+        if data.refusal.is_some() {
             self.content.clear();
         }
         match scan {
@@ -40,14 +44,9 @@ impl Server {
 
     fn end_content(&mut self) {
         let State::Data(data) = std::mem::replace(&mut self.state, State::Ready) else { return };
-        let refusal = if data.too_large {
-            Refusal::new(552, (5, 3, 4), self.too_large())
-        } else if data.scanner.has_long_line() {
-            let text = format!("the message has a line of more than {TEXT_LINE_MAX} octets; wrap it");
-            Refusal::new(554, (5, 6, 0), text)
-        } else if data.scanner.received() > RECEIVED_MAX {
-            Refusal::new(554, (5, 4, 6), "too many hops: the message is in a loop")
-        } else {
+        let looping = data.scanner.received() > RECEIVED_MAX;
+        let refusal = data.refusal.or_else(|| looping.then(too_many_hops));
+        let Some(refusal) = refusal else {
             self.pending = Some(Pending::Message);
             return self.events.push_back(Event::MessageEnd(data.transaction));
         };
@@ -56,8 +55,19 @@ impl Server {
         self.give("DATA", &refusal);
         self.close_when_possible();
     }
+}
 
+impl ServerSettings {
     pub(super) fn too_large(&self) -> String {
-        format!("the message is larger than {} bytes", self.settings.message_size)
+        format!("the message is larger than {} bytes", self.message_size)
     }
+}
+
+fn long_line() -> Refusal {
+    let text = format!("the message has a line of more than {TEXT_LINE_MAX} octets; wrap it");
+    Refusal::new(554, (5, 6, 0), text)
+}
+
+fn too_many_hops() -> Refusal {
+    Refusal::new(554, (5, 4, 6), "too many hops: the message is in a loop")
 }

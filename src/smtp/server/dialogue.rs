@@ -52,6 +52,10 @@ impl Server {
     }
 
     fn command(&mut self, text: &str) {
+        if speaks_http(text) {
+            let text = "this is a mail server: it does not speak HTTP";
+            return self.close_now(Refusal::new(521, (5, 5, 1), text));
+        }
         match Command::parse(text, &self.settings.hostname) {
             Ok(Command::Helo(name)) => self.hello(name, false),
             Ok(Command::Ehlo(name)) => self.hello(name, true),
@@ -112,7 +116,7 @@ impl Server {
             return self.fail("MAIL", 555, (5, 5, 4), "parameters need EHLO instead of HELO");
         }
         if declared_size.is_some_and(|size| size > self.settings.message_size) {
-            return self.fail("MAIL", 552, (5, 3, 4), self.too_large());
+            return self.fail("MAIL", 552, (5, 3, 4), self.settings.too_large());
         }
         let body = body.unwrap_or_default();
         let recipients = Vec::new();
@@ -198,4 +202,11 @@ impl Server {
             self.count_error();
         }
     }
+}
+
+/// The first line of an HTTP request. A web page can make a browser send one to any port, with SMTP commands as the body:
+/// reading on would let it relay as a client of loopback.
+fn speaks_http(line: &str) -> bool {
+    const METHODS: [&str; 9] = ["GET", "POST", "PUT", "HEAD", "OPTIONS", "PATCH", "DELETE", "CONNECT", "PRI"];
+    line.split_once(' ').is_some_and(|(method, _)| METHODS.contains(&method))
 }

@@ -54,7 +54,7 @@ pub struct ServerSettings {
     pub message_size: u64,
     /// Recipients of one transaction.
     pub recipients: usize,
-    /// Errors of one session.
+    /// Errors of one session since its last accepted message; then it ends.
     pub errors: usize,
 }
 
@@ -116,7 +116,8 @@ enum State {
 struct Data {
     transaction: Transaction,
     scanner: Scanner,
-    too_large: bool,
+    /// Set once the message can't be taken: the rest is read and dropped, and this answers the final dot.
+    refusal: Option<Refusal>,
 }
 
 /// What the driver owes an answer for.
@@ -139,7 +140,8 @@ type OnRecipient = Box<dyn FnMut(&ForwardPath) -> Option<Refusal> + Send>;
 /// 4. *Verdicts*: [`allow`](Self::allow) or [`refuse`](Self::refuse) after [`Event::MailWanted`] and
 ///    [`Event::DataWanted`], [`accepted`](Self::accepted) or [`refuse`](Self::refuse) after [`Event::MessageEnd`]. Each
 ///    lets the machine go on with what is buffered: back to 3.
-/// 5. [`close`](Self::close) and [`close_now`](Self::close_now) at any time: back to 3. After [`Event::Close`] it writes
+/// 5. [`refuse_content`](Self::refuse_content) while content comes in that it has no place for.
+/// 6. [`close`](Self::close) and [`close_now`](Self::close_now) at any time: back to 3. After [`Event::Close`] it writes
 ///    what is left and closes, reading on for a moment so that a client that still sends sees the last reply.
 ///
 /// Memory is bounded by one burst of input (what is read between two rounds of 3), the replies to it, the recipients,
@@ -262,9 +264,18 @@ impl Server {
         if matches!(self.pending, Some(Pending::Message)) {
             self.pending = None;
             self.content = BytesMut::new();
-            self.chatter = 0;
+            (self.chatter, self.errors) = (0, 0);
             self.say(250, (2, 0, 0), &format!("ok, queued as {id}"));
             self.resume();
+        }
+    }
+
+    /// The content that is coming in can't be kept: its rest is dropped, and this answers the final dot, before which no
+    /// reply may come (RFC 5321 section 4.2.5). Without content coming in nothing happens.
+    pub fn refuse_content(&mut self, refusal: Refusal) {
+        if let State::Data(data) = &mut self.state {
+            data.refusal.get_or_insert(refusal);
+            self.content = BytesMut::new();
         }
     }
 

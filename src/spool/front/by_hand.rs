@@ -84,7 +84,7 @@ impl Hands {
             None => run(&**spool, commit, None),
             Some(delay) => {
                 let (spool, hands) = (spool.clone(), self.clone());
-                drop(actix_rt::spawn(async move {
+                drop(tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(delay / 2)).await;
                     if hands.lock().dead {
                         return;
@@ -107,7 +107,7 @@ impl Hands {
         drop(held);
         match delay {
             None => answer(),
-            Some(delay) => drop(actix_rt::spawn(async move {
+            Some(delay) => drop(tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(delay)).await;
                 answer();
             })),

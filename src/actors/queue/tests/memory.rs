@@ -106,7 +106,8 @@ fn a_full_memory_and_a_drain_do_not_keep_the_queue_busy() {
         }
         sleep(10).await;
         let naps = |queue: &mut Queue, _: &mut Context<Queue>| {
-            queue.timer.as_ref().map(|(at, _)| at.saturating_duration_since(tokio::time::Instant::now()))
+            let now = queue.parts.clock.instant();
+            queue.timer.as_ref().map(|(at, _)| at.saturating_duration_since(now))
         };
         for draining in [false, true] {
             if draining {
