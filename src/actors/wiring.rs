@@ -87,7 +87,8 @@ impl Deliveries for WorkerDeliveries {
         DeliveryHandle {
             attempt: delivery.clone().recipient(),
             drain: delivery.clone().recipient(),
-            abort: delivery.recipient(),
+            abort: delivery.clone().recipient(),
+            give_way: delivery.recipient(),
         }
     }
 }

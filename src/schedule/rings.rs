@@ -18,6 +18,11 @@ impl Rings {
         self.rings[standing as usize].push_back(destination);
     }
 
+    /// Whether somebody of this standing waits.
+    pub fn has(&self, standing: Standing) -> bool {
+        !self.rings[standing as usize].is_empty()
+    }
+
     /// The next destination that may take a slot, and the standing of the ring it was in: rings take turns, a ring
     /// whose standing finds no room is passed.
     pub fn pop(&mut self, slots: &Slots) -> Option<(Standing, Domain)> {

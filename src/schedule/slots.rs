@@ -2,6 +2,8 @@
 //!
 //! Destinations that failed or are slow never hold more than half of all slots by new grants, and together with
 //! those nobody has heard from yet never more than three quarters: a destination that answers always finds room.
+//! Strangers that turn out to be slow may thus hold more than the half; when other strangers wait, that excess is asked to
+//! give way.
 
 /// What is known of a destination when it asks for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,11 @@ impl Slots {
             }
     }
 
+    /// How many more than their half those in trouble hold: strangers that turned out to be slow.
+    pub fn excess(&self) -> usize {
+        self.used[Standing::Troubled as usize].saturating_sub(self.total / 2)
+    }
+
     /// Takes one.
     pub fn take(&mut self, standing: Standing) {
         self.used[standing as usize] += 1;
@@ -92,6 +99,16 @@ mod tests {
         assert_eq!(fill(&mut slots, Standing::Unknown), 25);
         assert_eq!(fill(&mut slots, Standing::Proven), 25);
         assert_eq!(slots.used(), slots.total());
+    }
+
+    #[test]
+    fn strangers_that_turn_out_slow_are_an_excess_over_the_half_of_trouble() {
+        let mut slots = Slots::new(100);
+        assert_eq!((fill(&mut slots, Standing::Unknown), slots.excess()), (75, 0));
+        (0..75).for_each(|_| slots.reclassify(Standing::Unknown, Standing::Troubled));
+        assert_eq!(slots.excess(), 25);
+        (0..25).for_each(|_| slots.give_back(Standing::Troubled));
+        assert!(slots.has_room(Standing::Unknown) && !slots.has_room(Standing::Troubled));
     }
 
     #[test]

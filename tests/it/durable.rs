@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
-use posthaste::actors::delivery::messages::{Abort, Attempt, Drain};
+use posthaste::actors::delivery::messages::{Abort, Attempt, Drain, GiveWay};
 use posthaste::actors::delivery::{Deliveries, DeliveryHandle};
 use posthaste::actors::queue::{MemoryBounds, QueueParts, QueueSettings};
 use posthaste::actors::session::{Credits, SessionContext};
@@ -133,6 +133,12 @@ impl Handler<Abort> for Idle {
     fn handle(&mut self, _: Abort, _: &mut Self::Context) {}
 }
 
+impl Handler<GiveWay> for Idle {
+    type Result = ();
+
+    fn handle(&mut self, _: GiveWay, _: &mut Self::Context) {}
+}
+
 struct NoDeliveries;
 
 impl Deliveries for NoDeliveries {
@@ -141,7 +147,8 @@ impl Deliveries for NoDeliveries {
         DeliveryHandle {
             attempt: idle.clone().recipient(),
             drain: idle.clone().recipient(),
-            abort: idle.recipient(),
+            abort: idle.clone().recipient(),
+            give_way: idle.recipient(),
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::Shared;
 use super::connection::Connection;
 use super::content::Loaded;
-use super::guard::StopSignal;
+use super::guard::{StopSignal, asked_to_give_way};
 use super::messages::Attempt;
 use super::pool::Site;
 use crate::config::TlsPolicy;
@@ -31,6 +33,7 @@ pub(super) async fn run(shared: Rc<Shared>, attempt: Attempt) {
         content: attempt.content.map(Loaded::Whole),
         ticket: attempt.ticket,
         signal: StopSignal::new(&shared.stop),
+        way: shared.give_way.subscribe(),
         open: attempt.recipients,
         unreached: None,
         result: AttemptResult {
@@ -61,6 +64,8 @@ struct Job<'a> {
     content: Option<Loaded>,
     ticket: u64,
     signal: StopSignal,
+    /// Tells which attempt is asked to make room.
+    way: watch::Receiver<u64>,
     /// The recipients without a fate.
     open: Vec<u16>,
     /// Why the last host could not be used, and what that means when there is no other.
@@ -103,7 +108,14 @@ impl Job<'_> {
         let started = context.clock.instant();
         let destination = &self.shared.destination;
         let planning = plan(context.resolver.as_ref(), destination, &self.route, &context.plan, shuffle);
-        let planned = self.signal.unless_raised(planning).await;
+        let planned = tokio::select! {
+            biased;
+            planned = self.signal.unless_raised(planning) => planned,
+            () = asked_to_give_way(&mut self.way, self.ticket) => {
+                self.settle(Finding::GaveWay);
+                return None;
+            }
+        };
         let took = context.clock.instant().duration_since(started);
         context.metrics.dns_lookup_seconds.observe(took.as_secs_f64());
         let finding = match planned {
@@ -155,7 +167,12 @@ impl Job<'_> {
         let mut options = self.options();
         loop {
             let opening = Connection::open(context, &host, &slot, options.clone(), &mut self.signal);
-            let finding = match opening.await {
+            let opened = tokio::select! {
+                biased;
+                opened = opening => opened,
+                () = asked_to_give_way(&mut self.way, self.ticket) => Err(Finding::GaveWay),
+            };
+            let finding = match opened {
                 Ok(connection) => return Some(self.converse(connection, false).await),
                 Err(finding) => finding,
             };

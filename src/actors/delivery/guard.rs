@@ -46,6 +46,13 @@ impl StopSignal {
     }
 }
 
+/// Waits until the attempt with this ticket is asked to make room for others.
+pub(super) async fn asked_to_give_way(asked: &mut watch::Receiver<u64>, ticket: u64) {
+    if asked.wait_for(|asked| *asked == ticket).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// Why work on a socket did not end well.
 #[derive(Debug)]
 pub(super) enum Stop {

@@ -90,6 +90,15 @@ pub struct AttemptReport {
 #[rtype(result = "()")]
 pub struct Drain;
 
+/// Queue → Delivery: this attempt has been silent for long, and destinations that were never tried wait for its slot.
+/// When no transaction has begun yet, it gives up and reports; else it goes on, since what it sent may be taken.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct GiveWay {
+    /// The attempt.
+    pub ticket: u64,
+}
+
 /// Queue → Delivery: the drain time is over. Whatever still runs reports now: `interrupted` for recipients whose
 /// final dot was sent and not answered, `again` for the others.
 #[derive(Clone, Copy, Debug, Message)]

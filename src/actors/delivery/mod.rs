@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`messages::Attempt`] | Queue | one transaction in a task of its own, one report | the Queue grants slots, so it never is |
 //! | [`messages::Drain`] | Queue | closes idle connections; attempts under way finish | – |
+//! | [`messages::GiveWay`] | Queue | that attempt gives up if no transaction has begun | – |
 //! | [`messages::Abort`] | Queue | every attempt under way reports now | – |
 //!
 //! LAW: what a reply or a failure means is decided in `mail::outcome`, what is said in `smtp::client`; here is only
@@ -37,7 +38,7 @@ use crate::route::table::Route;
 use crate::smtp::address::Domain;
 use crate::tls::TlsClients;
 pub use content::{ContentSource, SpoolContent};
-use messages::{Abort, Attempt, Drain};
+use messages::{Abort, Attempt, Drain, GiveWay};
 use pool::Pool;
 pub use slots::AddressSlots;
 
@@ -78,6 +79,8 @@ pub struct DeliveryHandle {
     pub drain: Recipient<Drain>,
     /// Takes the notice that the drain time is over.
     pub abort: Recipient<Abort>,
+    /// Takes the request that an attempt makes room for others.
+    pub give_way: Recipient<GiveWay>,
 }
 
 /// Starts Delivery actors; the Queue knows no more of them.
@@ -97,6 +100,8 @@ struct Shared {
     destination: Domain,
     pool: Rc<Pool>,
     stop: watch::Sender<bool>,
+    /// The ticket of the attempt that was last asked to make room.
+    give_way: watch::Sender<u64>,
     draining: Cell<bool>,
 }
 
@@ -106,7 +111,9 @@ impl Delivery {
     pub fn new(destination: Domain, context: Arc<DeliveryContext>) -> Self {
         let pool = Pool::of_this_arbiter(&context);
         let (stop, _) = watch::channel(false);
-        Self { shared: Rc::new(Shared { context, destination, pool, stop, draining: Cell::new(false) }) }
+        let (give_way, _) = watch::channel(0);
+        let draining = Cell::new(false);
+        Self { shared: Rc::new(Shared { context, destination, pool, stop, give_way, draining }) }
     }
 }
 
@@ -129,6 +136,14 @@ impl Handler<Drain> for Delivery {
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
         self.shared.draining.set(true);
         self.shared.pool.close_all();
+    }
+}
+
+impl Handler<GiveWay> for Delivery {
+    type Result = ();
+
+    fn handle(&mut self, asked: GiveWay, _: &mut Self::Context) {
+        self.shared.give_way.send_replace(asked.ticket);
     }
 }
 

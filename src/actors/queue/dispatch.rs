@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::actors::delivery::messages::{Attempt, ReportGuard};
+use crate::actors::delivery::messages::{Attempt, GiveWay, ReportGuard};
 use crate::mail::id::QueueId;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
@@ -21,6 +21,10 @@ pub(super) struct Running {
     /// The standing its slot is counted under.
     pub standing: Standing,
     pub slow: bool,
+    /// Its destination was never tried before.
+    pub stranger: bool,
+    /// It was asked to make room.
+    pub asked: bool,
 }
 
 impl Queue {
@@ -101,6 +105,8 @@ impl Queue {
             started: self.parts.clock.instant(),
             standing,
             slow: false,
+            stranger: standing == Standing::Unknown,
+            asked: false,
         };
         self.attempts.insert(ticket, running);
         true
@@ -172,5 +178,26 @@ impl Queue {
         }
         let keep = self.low_water();
         slow.iter().for_each(|destination| self.unready(destination, keep));
+    }
+
+    /// Strangers that turned out to be slow hold more slots than trouble may have, and other strangers wait: the oldest
+    /// of the excess give way, so that nobody waits for the time-out of another (promise P5). Their next attempts find
+    /// slots among those of the troubled, and are not asked again.
+    pub(super) fn make_way(&mut self) {
+        let excess = self.slots.excess();
+        if excess == 0 || !self.rings.has(Standing::Unknown) || self.slots.has_room(Standing::Unknown) {
+            return;
+        }
+        let slow = self.attempts.iter().filter(|(_, at)| at.slow && at.stranger && !at.asked);
+        let mut tickets: Vec<u64> = slow.map(|(ticket, _)| *ticket).collect();
+        tickets.sort_unstable();
+        for ticket in tickets.into_iter().take(excess) {
+            let Some(running) = self.attempts.get_mut(&ticket) else { continue };
+            running.asked = true;
+            let entry = self.destinations.map.get(&running.destination);
+            if let Some(handle) = entry.and_then(|entry| entry.delivery.as_ref()) {
+                handle.give_way.do_send(GiveWay { ticket });
+            }
+        }
     }
 }

@@ -292,6 +292,7 @@ impl Queue {
         }
         self.looked = Some(now);
         self.mark_slow_attempts(now);
+        self.make_way();
         self.look_after_destinations(self.now_ms());
     }
 

@@ -34,6 +34,8 @@ pub enum Finding {
     Unreadable(String),
     /// The drain time ended between two steps.
     Aborted,
+    /// The host was silent, before a transaction began, while others waited for the connection slot.
+    GaveWay,
 }
 
 /// What a [`Finding`] means.
@@ -74,6 +76,11 @@ pub fn decide(finding: Finding, count: usize) -> Decision {
         Finding::Unreadable(why) => {
             let trouble = Trouble { step: Step::Content, kind: TroubleKind::Local(why) };
             all(Fate::Deferred(cause_of(trouble)), DestinationEffect::Untouched)
+        }
+        Finding::GaveWay => {
+            let why = "no answer yet, and others waited for the connection".to_owned();
+            let cause = ours(CauseClass::Timeout, EnhancedStatus::new(4, 4, 2), why);
+            all(Fate::Deferred(cause.clone()), DestinationEffect::Failed(cause))
         }
         Finding::Aborted => all(Fate::Again, DestinationEffect::Untouched),
         Finding::Session { trouble, tls } => {

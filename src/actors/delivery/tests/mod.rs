@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::messages::{Abort, Drain};
+use super::messages::{Abort, Drain, GiveWay};
 use crate::config::{DeliveryConfig, TlsPolicy};
 use support::{BYE, Bench, HELLO, Peer, Pieces, Plan, TAKE, certificate, nobody};
 
@@ -279,6 +279,26 @@ async fn an_abort_interrupts_only_what_waits_for_the_answer_to_the_final_dot() {
         peer.finish().await;
         assert_eq!(bench.deliver().await, "again → untouched", "nothing begins after an abort");
     }
+}
+
+#[actix_rt::test]
+async fn an_attempt_gives_way_only_before_its_transaction_begins() {
+    let peer = Peer::new(&["silent"]).await;
+    let mut bench = Bench::new(&[peer.address]);
+    bench.send(2);
+    peer.silent.notified().await;
+    bench.delivery.do_send(GiveWay { ticket: 7 });
+    bench.delivery.do_send(GiveWay { ticket: 1 });
+    let timeout = "deferred timeout 4.4.2";
+    assert_eq!(bench.report().await, format!("{timeout}, {timeout} → failed"));
+
+    let peer = Peer::new(&[&script(&[HELLO, "C: MAIL\nC: RCPT\nC: DATA\nsilent"])]).await;
+    let mut bench = Bench::new(&[peer.address]);
+    bench.send(1);
+    peer.silent.notified().await;
+    bench.delivery.do_send(GiveWay { ticket: 1 });
+    bench.delivery.do_send(Abort);
+    assert_eq!(bench.report().await, "again → untouched");
 }
 
 #[actix_rt::test]

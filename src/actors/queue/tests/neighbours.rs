@@ -2,8 +2,9 @@
 //!
 //! `schedule::slots` bounds it so: whoever fails or is slow gets at most half of all slots, together with strangers at most
 //! three quarters. So a destination that has answered before finds room whatever the others do. A stranger finds room unless
-//! three quarters of all slots are held by strangers that hang for the first time: then it waits for the first of their
-//! time-outs, and after that they are known.
+//! three quarters of all slots are held by strangers that hang for the first time: then those over the half of all slots
+//! give way after ten seconds, a quarter of all slots at a time, and after that they are known. So a stranger waits eleven
+//! seconds for each quarter's worth of hanging strangers before it, and for nobody's time-out.
 
 use super::*;
 
@@ -56,6 +57,24 @@ fn a_stranger_is_served_at_once_while_less_than_three_quarters_hang() {
             world.accept_from("", &[&format!("ann@new{pause}.example")]).await;
             settle().await;
             assert_eq!(world.taken_by(&format!("ann@new{pause}.example")).len(), 1, "after {pause} s");
+        }
+    });
+}
+
+#[test]
+fn a_stranger_waits_for_no_time_out_of_any_number_that_hang() {
+    simulate(|| async {
+        let world = World::new(script);
+        crowd(&world, 200).await;
+        world.accept_from("", &["ann@new.example"]).await;
+        // 75 begin at once; of the other 125 a quarter of 100 slots each eleven seconds.
+        sleep(6 * 11).await;
+        assert_eq!(world.taken_by("ann@new.example").len(), 1);
+        for round in 0..20 {
+            sleep(HOUR / 3).await;
+            world.accept_from("", &[&format!("ann@new{round}.example")]).await;
+            settle().await;
+            assert_eq!(world.taken_by(&format!("ann@new{round}.example")).len(), 1, "round {round}");
         }
     });
 }

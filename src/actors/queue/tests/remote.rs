@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::{Actor, Addr, Context, Handler};
+use tokio::sync::oneshot;
 
 use super::START_MS;
-use crate::actors::delivery::messages::{Abort, Attempt, Drain};
+use crate::actors::delivery::messages::{Abort, Attempt, Drain, GiveWay};
 use crate::actors::delivery::{Deliveries, DeliveryHandle};
 use crate::clock::SharedClock;
 use crate::mail::id::QueueId;
@@ -136,11 +137,13 @@ impl Deliveries for ScriptedDeliveries {
     fn start(&self, _: &Domain, _: &Route) -> DeliveryHandle {
         let life = lock(&self.remote).life;
         let (remote, spool, clock) = (self.remote.clone(), self.spool.clone(), self.clock.clone());
-        let addr: Addr<Scripted> = Scripted { remote, spool, clock, life, interrupted: Vec::new() }.start();
+        let (interrupted, hanging) = (Vec::new(), HashMap::new());
+        let addr: Addr<Scripted> = Scripted { remote, spool, clock, life, interrupted, hanging }.start();
         DeliveryHandle {
             attempt: addr.clone().recipient(),
             drain: addr.clone().recipient(),
-            abort: addr.recipient(),
+            abort: addr.clone().recipient(),
+            give_way: addr.recipient(),
         }
     }
 }
@@ -155,6 +158,8 @@ struct Scripted {
     clock: SharedClock,
     life: u32,
     interrupted: Vec<Attempt>,
+    /// Attempts that hang before a transaction has begun.
+    hanging: HashMap<u64, oneshot::Sender<()>>,
 }
 
 impl Actor for Scripted {
@@ -177,6 +182,12 @@ impl Handler<Attempt> for Scripted {
                 _ => 0,
             })
             .max();
+        let hangs = answers.iter().any(|(_, answer)| matches!(answer, Answer::Hang(_)));
+        let given_way = hangs.then(|| {
+            let (hang, given_way) = oneshot::channel();
+            self.hanging.insert(attempt.ticket, hang);
+            given_way
+        });
         let (remote, spool, clock, life) =
             (self.remote.clone(), self.spool.clone(), self.clock.clone(), self.life);
         let answer = move || {
@@ -194,7 +205,14 @@ impl Handler<Attempt> for Scripted {
         match wait {
             None | Some(0) => answer(),
             Some(seconds) => drop(actix_rt::spawn(async move {
-                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                let time_out = tokio::time::sleep(Duration::from_secs(seconds));
+                match given_way {
+                    None => time_out.await,
+                    Some(given_way) => tokio::select! {
+                        () = time_out => {}
+                        _ = given_way => {}
+                    },
+                }
                 answer();
             })),
         }
@@ -272,6 +290,14 @@ fn fate(answer: Answer) -> Fate {
 
 fn cause(class: CauseClass, status: EnhancedStatus, text: &str) -> Cause {
     Cause { class, status, reply: None, text: text.to_owned() }
+}
+
+impl Handler<GiveWay> for Scripted {
+    type Result = ();
+
+    fn handle(&mut self, asked: GiveWay, _: &mut Context<Self>) {
+        self.hanging.remove(&asked.ticket);
+    }
 }
 
 impl Handler<Drain> for Scripted {
