@@ -50,6 +50,8 @@ pub(super) struct Resident {
     /// Wishes that wait for a report.
     pub wishes: Vec<(u16, Wish)>,
     held: usize,
+    /// The last read that began before nothing held it any more.
+    since: u64,
 }
 
 impl Resident {
@@ -120,6 +122,7 @@ impl Residents {
             deadline_ms: Some(deadline_ms),
             wishes: Vec::new(),
             held: count,
+            since: 0,
             envelope: envelope.clone(),
         };
         self.messages.insert(envelope.id, resident);
@@ -138,6 +141,7 @@ impl Residents {
             deadline_ms: None,
             wishes: Vec::new(),
             held: 0,
+            since: 0,
             envelope: stored.envelope.clone(),
         })
     }
@@ -179,6 +183,7 @@ impl Residents {
         if self.reads.is_empty() {
             self.messages.remove(&id);
         } else {
+            resident.since = self.next_read;
             self.lingering.push_back((self.next_read, id));
         }
     }
@@ -214,7 +219,9 @@ impl Residents {
                 break;
             }
             self.lingering.pop_front();
-            if self.messages.get(&id).is_some_and(|resident| resident.held == 0) {
+            // One that was held and let go again meanwhile stands in line once more, for later reads.
+            let done = |resident: &Resident| resident.held == 0 && resident.since == since;
+            if self.messages.get(&id).is_some_and(done) {
                 self.messages.remove(&id);
             }
         }

@@ -16,6 +16,8 @@ enum Event {
     Kill,
     /// A drain, and then a start.
     Restart,
+    /// Wall time jumps by these hours.
+    Jump(i64),
     /// A command for the message of this number.
     Command(usize, CommandVerb),
 }
@@ -50,6 +52,7 @@ fn plots() -> impl Strategy<Value = Plot> {
         12 => proptest::collection::vec((0_u8..6, answers()), 1..4).prop_map(Event::Mail),
         1 => Just(Event::Kill),
         1 => Just(Event::Restart),
+        1 => (-30_i64..30).prop_map(Event::Jump),
         1 => (0_usize..20).prop_map(|number| Event::Command(number, CommandVerb::Retry)),
         1 => (0_usize..20).prop_map(|number| Event::Command(number, CommandVerb::Remove)),
     ];
@@ -119,7 +122,7 @@ async fn play(plot: Plot) {
         QueueSettings { memory: bounds, connections, retry: RetryRules::new(&retry), ..settings() }
     };
     let mut world = World::over(front, spool, limits, script);
-    let mut told = Told::default();
+    let (mut told, mut jumps) = (Told::default(), 0);
     for (number, (wait_ms, event)) in plot.events.into_iter().enumerate() {
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         match event {
@@ -137,6 +140,10 @@ async fn play(plot: Plot) {
                 hands = new_hands;
                 told.note_lost(&world);
             }
+            Event::Jump(hours) => {
+                world.clock.jump(hours * 3_600_000);
+                jumps += 1;
+            }
             Event::Command(number, verb) => {
                 if let Some(id) = told.messages.get(number).copied() {
                     if verb == CommandVerb::Remove {
@@ -147,7 +154,8 @@ async fn play(plot: Plot) {
             }
         }
     }
-    sleep(30 * HOUR).await;
+    // Long enough for every expiry, though the clock went back before a restart.
+    sleep(30 * HOUR * (jumps + 1)).await;
     told.check(&world, &scripts).await;
 }
 

@@ -9,6 +9,7 @@ mod memory;
 mod neighbours;
 mod operator;
 mod remote;
+mod residents;
 mod restarts;
 mod retries;
 
@@ -303,7 +304,8 @@ impl World {
                 *left.entry(kind).or_default() += 1;
             }
         }
-        assert!(left.is_empty(), "left in the spool: {left:?}");
+        let messages = || self.spool.list(None, 3).expect("readable");
+        assert!(left.is_empty(), "left in the spool: {left:?} {:?}", messages());
     }
 }
 
