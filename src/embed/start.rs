@@ -73,8 +73,9 @@ pub(super) struct Sockets {
 impl Sockets {
     /// Binds before the spool is opened: a second relay fails at the port, and clients wait in the backlog.
     pub fn bind(config: &Config) -> Result<Self, StartError> {
-        let smtp = config.listener_addresses().into_iter().map(bind).collect::<Result<_, _>>()?;
-        Ok(Self { smtp, http: bind(config.http.address)? })
+        let all = config.listener_addresses();
+        let smtp = all.iter().map(|address| bind(*address, &all)).collect::<Result<_, _>>()?;
+        Ok(Self { smtp, http: bind(config.http.address, &[])? })
     }
 
     pub fn smtp_addresses(&self) -> Result<Vec<SocketAddr>, StartError> {
@@ -87,8 +88,8 @@ impl Sockets {
     }
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    listen(address).map_err(|source| StartError::Listen {
+fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, StartError> {
+    listen(address, all).map_err(|source| StartError::Listen {
         address,
         remedy: match source.kind() {
             std::io::ErrorKind::AddrInUse => "another program has it: stop that one, or choose another port",
@@ -132,11 +133,14 @@ fn share(files: u64, sessions: u64, connections: u64) -> (usize, usize) {
     (fit(sessions), fit(connections))
 }
 
-/// Listens. `SO_REUSEADDR` lets a restart follow at once; an IPv6 wildcard takes IPv6 only, so that both can be listed.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// Listens. `SO_REUSEADDR` lets a restart follow at once. `[::]` takes IPv4 clients too, unless `0.0.0.0` is among `all`
+/// with the same port.
+fn listen(address: SocketAddr, all: &[SocketAddr]) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        let both = address.ip().is_unspecified()
+            && !all.iter().any(|other| other.is_ipv4() && other.port() == address.port());
+        socket.set_only_v6(!both)?;
     }
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;

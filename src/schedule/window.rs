@@ -28,6 +28,11 @@ impl Window {
         self.now = (self.now / 2).max(1);
     }
 
+    /// There is no room for more than are under way.
+    pub fn limit_to(&mut self, attempts: u32) {
+        self.now = self.now.min(attempts.max(1));
+    }
+
     /// Half open: one probe, then ramp up again.
     pub fn probe(&mut self) {
         self.now = 1;
@@ -50,6 +55,9 @@ mod tests {
         assert_eq!(grown, [2, 3, 4, 4, 4]);
         window.shrink();
         assert_eq!(window.get(), 2);
+        window.grow();
+        window.limit_to(1);
+        assert_eq!(window.get(), 1);
         window.probe();
         window.shrink();
         assert_eq!(window.get(), 1);

@@ -46,8 +46,12 @@ pub(super) async fn run(shared: Rc<Shared>, attempt: Attempt) {
     let connection = job.work().await;
     let Job { site, result, .. } = job;
     attempt.report.send(result, clock.instant().duration_since(started));
+    let is_wanted = |connection: &Connection| {
+        let address = connection.host().address.ip();
+        shared.context.slots.is_wanted(address, &site, clock.instant())
+    };
     match connection {
-        Some(connection) if connection.is_reusable() && !shared.draining.get() => {
+        Some(connection) if connection.is_reusable() && !shared.draining.get() && !is_wanted(&connection) => {
             shared.pool.park(site, connection);
         }
         Some(connection) => connection.quit().await,
@@ -161,7 +165,14 @@ impl Job<'_> {
             }
         }
         let context = &self.shared.context;
-        let slot = Rc::new(context.slots.acquire(host.address.ip())?);
+        let address = host.address.ip();
+        let acquire = || context.slots.acquire(address, &self.site, context.clock.instant());
+        let slot = match acquire() {
+            Some(slot) => slot,
+            None if self.shared.pool.evict(address) => acquire()?,
+            None => return None,
+        };
+        let slot = Rc::new(slot);
         self.result.host = Some(host.clone());
         self.result.tls = false;
         let mut options = self.options();

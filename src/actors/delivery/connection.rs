@@ -139,6 +139,11 @@ impl Connection {
         }
     }
 
+    /// Counts no longer as a connection to its address: it is about to be closed.
+    pub(super) fn give_back_slot(&mut self) {
+        self.slot = None;
+    }
+
     /// Says good-bye; at most [`Timer::Quit`] twice.
     pub(super) async fn quit(mut self: Box<Self>) {
         self.machine.quit();
@@ -147,7 +152,7 @@ impl Connection {
         if let Err(stop) = self.transmit(Timer::Quit, &mut signal).await {
             self.stop(stop);
         }
-        self.slot = None;
+        self.give_back_slot();
         while !self.machine.is_closed() {
             if matches!(self.event(&mut signal).await, Event::Closed) {
                 // Under TLS this tells the end, so that nothing looks cut off. Nothing depends on it.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -101,6 +102,20 @@ impl Pool {
         if !self.reaping.replace(true) {
             actix_rt::spawn(Rc::clone(self).reap());
         }
+    }
+
+    /// Closes one idle connection to this address, to make room for another; `false` when there is none.
+    pub(super) fn evict(&self, address: IpAddr) -> bool {
+        for idle in self.idle.borrow_mut().values_mut() {
+            let to_it = |idle: &Idle| idle.connection.host().address.ip() == address;
+            if let Some(place) = idle.iter().position(to_it) {
+                let mut oldest = idle.remove(place);
+                oldest.connection.give_back_slot();
+                actix_rt::spawn(oldest.connection.quit());
+                return true;
+            }
+        }
+        false
     }
 
     /// Closes all that is idle.

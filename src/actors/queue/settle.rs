@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use actix::{Handler, Message};
+
 use super::Queue;
 use super::dispatch::Running;
 use super::residents::{Place, Wish};
@@ -24,7 +26,23 @@ const CRASHES_MAX: u32 = 3;
 /// Recipients whose crashes are counted; a relay that crashes at every message must not fill its memory with counts.
 const CRASHES_COUNTED: usize = 10_000;
 /// How long a destination waits when its remote addresses had no room.
-const BUSY_PAUSE: Duration = Duration::from_secs(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
+/// A destination's pause is over.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Resume {
+    destination: Domain,
+}
+
+impl Handler<Resume> for Queue {
+    type Result = ();
+
+    fn handle(&mut self, resume: Resume, ctx: &mut actix::Context<Self>) {
+        self.offer(&resume.destination);
+        self.turn(ctx);
+    }
+}
 
 /// One recipient to report to the sender.
 #[derive(Clone, Debug)]
@@ -133,8 +151,7 @@ impl Queue {
             }
             Fate::Busy => {
                 self.count(context.id, number, Outcome::Busy, CauseClass::Connect);
-                let until = self.parts.clock.instant() + BUSY_PAUSE;
-                self.back_in_line(context.id, number, Some(until));
+                self.no_room(context.id, number);
             }
             Fate::Interrupted => {
                 let cause = Cause {
@@ -279,6 +296,26 @@ impl Queue {
         }
         self.drop_to_disk(id, number, &destination);
         self.refill(&destination, self.now_ms());
+    }
+
+    /// The remote address has no room for one more connection: go on with those there are, or ask again soon.
+    fn no_room(&mut self, id: QueueId, number: u16) {
+        let Some(resident) = self.residents.get(id) else { return };
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        let running = self.destinations.map.get_mut(&destination).map_or(0, |entry| {
+            entry.window.limit_to(entry.attempts);
+            entry.attempts
+        });
+        if running > 0 {
+            return self.back_in_line(id, number, None);
+        }
+        self.back_in_line(id, number, Some(self.parts.clock.instant() + BUSY_PAUSE));
+        if let Some(me) = self.me() {
+            actix_rt::spawn(async move {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                me.do_send(Resume { destination });
+            });
+        }
     }
 
     /// Back to the window without having counted; to the disk when the relay drains or the destination backs off.

@@ -350,6 +350,10 @@ impl Client {
     fn handle_transaction_reply(&mut self, phase: Phase, reply: ReplyLines) {
         match self.exchange.handle_reply(phase, reply) {
             Next::Wait => self.exchange.release(&mut self.out),
+            // Whatever it said behind its 354 would be taken for the answer to a final dot it has not seen.
+            Next::SendContent if !self.parser.is_empty() => {
+                self.fail(TroubleKind::Protocol("it answered before the content was sent".to_owned()));
+            }
             Next::SendContent => {
                 self.state = State::Transaction(Phase::Content);
                 self.event = Some(Event::SendContent);

