@@ -470,7 +470,7 @@ fn a_farewell_to_an_idle_connection_closes_it() {
 #[test]
 fn what_is_said_behind_the_354_is_no_answer_to_the_final_dot() {
     let mut client = Client::new(Options { hostname: "me.example".into(), tls: TlsUse::Never, login: None });
-    let mut hear = |client: &mut Client, bytes: &[u8]| {
+    let hear = |client: &mut Client, bytes: &[u8]| {
         client.handle_bytes(bytes);
         client.poll_transmit(&mut Vec::new());
         client.poll_event().map(|event| word(&event))
