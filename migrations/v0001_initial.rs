@@ -19,9 +19,9 @@
 //! | `e`, id, chunk u32 | chunk of kind 1 |
 //! | `s`, id, number u16 | record 2; missing means fresh: queued, no attempts, due at arrival |
 //! | `c`, id, chunk u32 | chunk of kind 3; none when the envelope names a file |
-//! | `d`, destination, 00, due ms u64, id, number u16 | empty |
-//! | `w`, time ms u64, destination | empty |
-//! | `t`, time ms u64, id | empty |
+//! | `d`, destination, 00, due ms u64, id, number u16 | empty; one for each unsettled recipient of an indexed message |
+//! | `w`, time ms u64, destination | empty; at least one for a destination with due keys |
+//! | `t`, time ms u64, id | empty; one for each indexed message |
 //! | `n`, destination | record 4 |
 //! | `q`, the key a record had | that record's bytes, unchanged |
 //! | `x`, id | record 8 |
@@ -30,7 +30,7 @@
 //!
 //! At most 6,000 bytes: kind u8, version u8 (1), CRC-32 (ISO-HDLC) of kind, version and payload as u32 little endian,
 //! payload. Payloads are made of, in the order given: u8, u16, u32, u64 little endian; bool (one byte, 0 or 1);
-//! str (length u64, bytes of UTF-8); seq (count u64, elements); opt (00, or 01 and the value). Times are milliseconds since
+//! str (length u64, bytes of UTF-8); id (16 bytes); seq (count u64, elements); opt (00, or 01 and the value). Times are milliseconds since
 //! the Unix epoch.
 //!
 //! | kind | payload |
@@ -39,7 +39,7 @@
 //! | 2 state | status u8 (0 queued, 1 delivered, 2 bounced, 3 expired, 4 removed); attempts u32; due u64; delay notified bool; opt last |
 //! | 3 content | the bytes |
 //! | 4 destination | failures u32; no attempt before u64; opt last |
-//! | 5 counters | messages u64; recipients u64; content bytes u64; messages in quarantine u64 |
+//! | 5 counters | messages u64; recipients u64; content bytes u64; messages in quarantine u64; opt id: messages with lower ids have their due and deadline keys |
 //! | 6 format | version u32; program version that wrote it str. The same in all formats |
 //! | 7 start | number of starts u64; instance id of the last one str |
 //! | 8 reason | str |

@@ -62,7 +62,7 @@ impl ContentFiles {
         }
     }
 
-    /// Removes what crashes left behind (S1, S3): files of earlier runs whose message is not in the spool.
+    /// Removes what crashes left behind (S1, S4): files of earlier runs whose message is not in the spool.
     /// Returns how many there were.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use sled::IVec;
 
-use super::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, read, write};
+use super::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, Survey, read, write};
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -74,6 +74,10 @@ impl<T: Tree> Spool for Database<T> {
 
     fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError> {
         read::list(&self.tree, after, limit)
+    }
+
+    fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError> {
+        read::survey(&self.tree, from, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

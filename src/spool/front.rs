@@ -246,7 +246,7 @@ fn or_abort(work: impl FnOnce()) {
     }
 }
 
-/// Commits, answers, and has the content files of removed messages removed (S3 → S0).
+/// Commits, answers, and has the content files of removed messages removed (S4 → S0).
 fn run(spool: &dyn Spool, commit: Commit, clean_up: Option<(&ContentFiles, &Pool)>) {
     let start = SystemClock.instant();
     let result = spool.commit(&commit.ops);

@@ -24,6 +24,14 @@ impl MemorySpool {
         let map = self.tree.map.read().unwrap_or_else(PoisonError::into_inner);
         map.keys().map(|key| key.to_vec()).collect()
     }
+
+    /// Damages the envelope of a message.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, id: crate::mail::id::QueueId) {
+        let key = super::keys::chunk(super::keys::ENVELOPE, id, 0);
+        let mut map = self.tree.map.write().unwrap_or_else(PoisonError::into_inner);
+        map.insert(key[..].into(), b"?"[..].into());
+    }
 }
 
 /// The records of a [`MemorySpool`].

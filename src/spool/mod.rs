@@ -12,17 +12,19 @@
 //! |---|---|---|---|
 //! | S0 unknown | -E -C -R -D -T -Q | nothing | the client still has the message: it got no 250 |
 //! | S1 arriving | -E ?C -R -D -T -Q | for large content a file that nothing names | [`content::ContentFiles::sweep`] at the next start removes it |
-//! | S2 queued | +E +C ?R +D +T -Q | the message, each recipient as its last commit left it | nobody needs to: the Queue finds it by wake and due keys. What was in flight is tried again (promise P3 says when that doubles) |
-//! | S3 finished | -E ?C -R -D -T -Q | for large content a file that nothing names | the sweep, as for S1 |
-//! | S4 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator; the sweep leaves its file alone |
+//! | S2 fresh | +E +C ?R -D -T -Q | the message, whose first attempt was not over; its id is not below [`Counters::unindexed_from`] of the last commit | the Queue looks through the ids from there on, in the background, and writes D and T: S3 |
+//! | S3 queued | +E +C ?R +D +T -Q | the message, each recipient as its last commit left it | nobody needs to: the Queue finds it by wake and due keys. What was in flight is tried again (promise P3 says when that doubles) |
+//! | S4 finished | -E ?C -R -D -T -Q | for large content a file that nothing names | the sweep, as for S1 |
+//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator; the sweep leaves its file alone |
 //!
 //! ```text
 //! S0 ─ first byte of a large content ─► S1 ─ commit of PutMessage: the instant of the 250 ─► S2
-//! S2 ─ commit that settles the last recipient (with its DSN, if any, as a message in S2) ─► S3 ─ file removed ─► S0
-//! S2 ─ commit of Quarantine, when a record can't be read or an attempt crashed three times ─► S4
+//! S2 ─ commit of its keys, when it leaves memory, waits for a later attempt or its first one takes long ─► S3
+//! S2, S3 ─ commit that settles the last recipient (with its DSN, if any, as a message in S2) ─► S4 ─ file removed ─► S0
+//! S2, S3 ─ commit of Quarantine, when a record can't be read or an attempt crashed three times ─► S5
 //! ```
 //!
-//! A small message goes from S0 to S2 and from S2 to S0 at once. Each arrow with a commit is one batch: after a crash it
+//! A small message goes from S0 to S2 and from S2 or S3 to S0 at once. One that finds no room in memory arrives in S3. Each arrow with a commit is one batch: after a crash it
 //! happened or it did not. A commit is answered only after its sync, so a 250 means S2 is on the device.
 //!
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
@@ -124,6 +126,19 @@ pub struct Counters {
     pub bytes: u64,
     /// Messages in quarantine.
     pub quarantined: u64,
+    /// The lowest id of a message that may not be indexed (has no due and deadline keys yet); `None`: all are.
+    pub unindexed_from: Option<QueueId>,
+}
+
+/// Messages in order of id.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Those that can be read.
+    pub messages: Vec<StoredMessage>,
+    /// Those that can't, and why.
+    pub damaged: Vec<(QueueId, String)>,
+    /// Where the next survey begins; `None` when this one reached the end.
+    pub next: Option<QueueId>,
 }
 
 /// A page of a destination's due recipients.
@@ -169,6 +184,9 @@ pub trait Spool: Send + Sync + 'static {
 
     /// Up to `limit` messages with ids above `after`, in order of id; unreadable ones are left out.
     fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError>;
+
+    /// At most `limit` messages with ids from `from` on, in order of id.
+    fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError>;
 
     /// The content of a message that lies in the database ([`crate::mail::envelope::ContentPlace::Database`]).
     ///

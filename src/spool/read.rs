@@ -8,7 +8,7 @@ use sled::IVec;
 
 use super::database::Tree;
 use super::record::{self, Kind, Unreadable};
-use super::{Counters, DestinationRecord, DueKey, DuePage, SpoolError, keys};
+use super::{Counters, DestinationRecord, DueKey, DuePage, SpoolError, Survey, keys};
 use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -189,6 +189,21 @@ pub(super) fn list<T: Tree>(
     Ok(messages)
 }
 
+pub(super) fn survey<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<Survey, SpoolError> {
+    let first = keys::of_message(keys::ENVELOPE, from).to_vec();
+    let mut ids = ids_from(tree, keys::ENVELOPE, &first, limit.saturating_add(1))?;
+    let mut survey = Survey { next: ids.get(limit).copied(), ..Survey::default() };
+    ids.truncate(limit);
+    for id in ids {
+        match message(tree, id) {
+            Ok(found) => survey.messages.extend(found),
+            Err(error @ SpoolError::Damaged { .. }) => survey.damaged.push((id, error.to_string())),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(survey)
+}
+
 /// Up to `limit` ids above `after` that have keys with this prefix.
 fn ids<T: Tree>(
     tree: &T,
@@ -197,8 +212,13 @@ fn ids<T: Tree>(
     limit: usize,
 ) -> Result<Vec<QueueId>, SpoolError> {
     let from = after.map_or_else(|| vec![prefix], |id| keys::end_of(&keys::of_message(prefix, id)));
+    ids_from(tree, prefix, &from, limit)
+}
+
+/// Up to `limit` ids that have keys with this prefix from the key `from` on.
+fn ids_from<T: Tree>(tree: &T, prefix: u8, from: &[u8], limit: usize) -> Result<Vec<QueueId>, SpoolError> {
     let mut ids = Vec::new();
-    tree.scan(&from, &[prefix + 1], &mut |key, _| {
+    tree.scan(from, &[prefix + 1], &mut |key, _| {
         if let Some(id) = keys::read_id(key)
             && ids.last() != Some(&id)
         {

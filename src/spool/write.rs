@@ -68,7 +68,7 @@ impl Changes {
     }
 }
 
-// S1 → S2: with this batch on disk the message is queued.
+// S1 → S2 or S3: with this batch on disk the message is queued.
 fn put_message<T: Tree>(
     changes: &mut Changes,
     envelope: &Envelope,
@@ -98,7 +98,7 @@ fn put_message<T: Tree>(
     }
 }
 
-// S2 → S3 (content in a file, which goes after the commit) or S0.
+// S2, S3 → S4 (content in a file, which goes after the commit) or S0.
 fn remove_message(changes: &mut Changes, envelope: &Envelope, states: bool) {
     let id = envelope.id;
     for number in 0..record::chunks(record::envelope_len(envelope)) {
@@ -116,7 +116,7 @@ fn remove_message(changes: &mut Changes, envelope: &Envelope, states: bool) {
     }
 }
 
-// S2 → S4: all records move under the quarantine prefix, as they are.
+// S2, S3 → S5: all records move under the quarantine prefix, as they are.
 fn quarantine<T: Tree>(tree: &T, changes: &mut Changes, id: QueueId, reason: &str) -> Result<(), SpoolError> {
     for prefix in [keys::ENVELOPE, keys::STATE, keys::CONTENT] {
         for (key, value) in changes.values(tree, &keys::of_message(prefix, id))? {

@@ -26,7 +26,7 @@ use posthaste::schedule::retry::RetryRules;
 use posthaste::smtp::address::Domain;
 use posthaste::spool::front::Front;
 use posthaste::spool::memory::MemorySpool;
-use posthaste::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError};
+use posthaste::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, Survey};
 use tokio::sync::{Semaphore, watch};
 
 use crate::support::PATIENCE;
@@ -81,6 +81,10 @@ impl Spool for Stuck {
 
     fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError> {
         self.memory.list(after, limit)
+    }
+
+    fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError> {
+        self.memory.survey(from, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

@@ -11,7 +11,7 @@ use super::messages::NotQueued;
 use crate::mail::envelope::{Content, Envelope};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
-use crate::spool::{Counters, DueKey, Op, SpoolError};
+use crate::spool::{Counters, Op, SpoolError};
 
 /// New mail in one commit: entries and content bytes (design section 5, measured: larger batches stall).
 const ARRIVALS_MAX: usize = 1_000;
@@ -22,9 +22,8 @@ const BYTES_MAX: u64 = 4 << 20;
 pub(super) struct Arrival {
     pub envelope: Arc<Envelope>,
     pub content: Content,
-    pub deadline_ms: u64,
-    /// Wake keys that its destinations need.
-    pub wakes: Vec<(u64, Domain)>,
+    /// The keys by which it is found on disk, if it does not stay in memory.
+    pub keys: Vec<Op>,
     /// Who waits for its 250; nobody for a DSN.
     pub waiting: Option<Waiting>,
 }
@@ -41,6 +40,10 @@ pub(super) struct Waiting {
 pub(super) struct OpenCommit {
     /// Reports, removals and commands: never refused, always in the very next commit.
     pub changes: Vec<Op>,
+    /// Whether the counters changed though nothing else did.
+    pub counters: bool,
+    /// The times of deadline keys in `changes`.
+    pub deadlines: Vec<u64>,
     /// Recipients whose change is in `changes`.
     pub settling: Vec<(QueueId, u16)>,
     /// Destinations that leave memory with it.
@@ -57,6 +60,7 @@ pub(super) struct OpenCommit {
 #[derive(Debug, Default)]
 pub(super) struct UnderWay {
     pub arrivals: Vec<Arrival>,
+    pub deadlines: Vec<u64>,
     pub settling: Vec<(QueueId, u16)>,
     pub leaving: Vec<(Domain, u64)>,
     pub answers: Vec<oneshot::Sender<()>>,
@@ -76,6 +80,7 @@ impl OpenCommit {
             && self.arrivals.is_empty()
             && self.answers.is_empty()
             && self.leaving.is_empty()
+            && !self.counters
     }
 
     /// Takes what the next commit carries: every change, every report, and new mail up to the bounds.
@@ -90,13 +95,15 @@ impl OpenCommit {
             }
             arrivals.extend(self.arrivals.pop_front());
         }
-        ops.reserve(arrivals.len() * 4 + 1);
+        ops.reserve(arrivals.len() + 1);
         for arrival in &arrivals {
             arrival.write(&mut ops, counters);
         }
         ops.push(Op::Counters(*counters));
+        self.counters = false;
         let under_way = UnderWay {
             arrivals,
+            deadlines: std::mem::take(&mut self.deadlines),
             settling: std::mem::take(&mut self.settling),
             leaving: std::mem::take(&mut self.leaving),
             answers: std::mem::take(&mut self.answers),
@@ -116,16 +123,7 @@ impl Arrival {
     fn write(&self, ops: &mut Vec<Op>, counters: &mut Counters) {
         let envelope = &self.envelope;
         ops.push(Op::PutMessage(envelope.clone(), self.content.clone()));
-        for (number, recipient) in (0..).zip(&envelope.recipients) {
-            ops.push(Op::PutDue(DueKey {
-                destination: recipient.destination.clone(),
-                due_ms: envelope.arrived_ms,
-                id: envelope.id,
-                number,
-            }));
-        }
-        ops.push(Op::PutDeadline(self.deadline_ms, envelope.id));
-        ops.extend(self.wakes.iter().map(|(at, destination)| Op::PutWake(*at, destination.clone())));
+        ops.extend(self.keys.iter().cloned());
         counters.messages += 1;
         counters.recipients += envelope.recipients.len() as u64;
         counters.bytes += envelope.size;

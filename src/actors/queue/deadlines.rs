@@ -30,24 +30,26 @@ pub(super) struct Index {
     cursor: Option<(u64, QueueId)>,
     next_ms: Option<u64>,
     known: bool,
-    reading: bool,
+    /// A read of the keys before this time is under way.
+    reading: Option<u64>,
 }
 
 impl Index {
     /// When to read again.
     pub fn next_ms(&self) -> Option<u64> {
         match (self.reading, self.known) {
-            (true, _) => None,
-            (false, false) => Some(0),
-            (false, true) => self.next_ms,
+            (Some(_), _) => None,
+            (None, false) => Some(0),
+            (None, true) => self.next_ms,
         }
     }
 
-    /// A key is on disk, or about to be.
+    /// A key is on disk.
     pub fn note(&mut self, at_ms: u64) {
         self.next_ms = Some(self.next_ms.map_or(at_ms, |known| known.min(at_ms)));
-        if self.cursor.is_some_and(|(cursor, _)| cursor >= at_ms) {
-            // It was written later than others that have come already.
+        let passed = self.cursor.is_some_and(|(cursor, _)| cursor >= at_ms);
+        if passed || self.reading.is_some_and(|until| until > at_ms) {
+            // It was written later than others that have come already, or come with the read that may not see it.
             (self.cursor, self.known) = (None, false);
         }
     }
@@ -81,15 +83,13 @@ struct Verdicts {
 
 impl Queue {
     /// The time of a new message's deadline key.
-    pub(super) fn first_deadline(&mut self, envelope: &Envelope) -> u64 {
+    pub(super) fn first_deadline(&self, envelope: &Envelope) -> u64 {
         let silent = envelope.reverse_path == ReversePath::Null;
         let times = envelope.recipients.iter().map(|recipient| {
             let policy = self.parts.settings.retry.policy_for(&recipient.destination);
             retry::next_deadline(policy, envelope.arrived_ms, envelope.arrived_ms, silent).at_ms()
         });
-        let at = times.min().unwrap_or(u64::MAX);
-        self.deadlines.note(at);
-        at
+        times.min().unwrap_or(u64::MAX)
     }
 
     /// When there is a deadline key to read.
@@ -117,14 +117,14 @@ impl Queue {
     }
 
     pub(super) fn read_deadlines(&mut self, now_ms: u64) {
-        if self.deadlines.cursor.is_some_and(|(at, _)| at > now_ms) && !self.deadlines.reading {
+        if self.deadlines.cursor.is_some_and(|(at, _)| at > now_ms) && self.deadlines.reading.is_none() {
             self.deadlines = Index::default();
         }
         let Some(me) = self.me() else { return };
         if self.next_deadline_ms().is_none_or(|at| at >= now_ms) {
             return;
         }
-        self.deadlines.reading = true;
+        self.deadlines.reading = Some(now_ms);
         self.deadlines.known = true;
         self.deadlines.next_ms = None;
         let (ticket, after) = (self.residents.read_begins(), self.deadlines.cursor);
@@ -136,7 +136,7 @@ impl Queue {
 
     fn deadlines_read(&mut self, read: DeadlinesRead) {
         self.watch_clock();
-        self.deadlines.reading = false;
+        self.deadlines.reading = None;
         match read.read {
             Ok((due, next_ms)) => {
                 for Due { key, message, records } in due {
@@ -187,7 +187,7 @@ impl Queue {
         self.open.changes.push(Op::DeleteDeadline(at, id));
         if let Some(next) = verdicts.next_ms {
             self.open.changes.push(Op::PutDeadline(next, id));
-            self.deadlines.note(next);
+            self.open.deadlines.push(next);
         }
         if let Some(resident) = self.residents.get_mut(id) {
             resident.deadline_ms = verdicts.next_ms;

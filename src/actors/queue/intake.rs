@@ -12,6 +12,7 @@ use crate::mail::envelope::{Content, Envelope};
 use crate::mail::id::QueueId;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
+use crate::spool::Op;
 
 /// Recipients that any destination may have in memory though memory is full: the queues of others must not stop it.
 pub(super) const HELD_MIN: usize = 4;
@@ -36,29 +37,34 @@ impl Queue {
 
     fn arrival(&mut self, envelope: Envelope, content: Content, waiting: Option<Waiting>) -> Arrival {
         let envelope = Arc::new(envelope);
-        let deadline_ms = self.first_deadline(&envelope);
         let fresh = match &content {
             Content::Memory(bytes) => Some(bytes.clone()),
             Content::File { .. } => None,
         };
-        self.residents.arrive(envelope.clone(), fresh, deadline_ms);
-        let mut wakes = Vec::new();
+        self.residents.arrive(envelope.clone(), fresh);
+        self.unindexed.insert(envelope.id);
+        let now_ms = self.now_ms();
+        let mut room = !self.draining;
         for recipient in &envelope.recipients {
-            let at = self.expect_mail(&recipient.destination, envelope.arrived_ms);
-            wakes.extend(at.map(|at| (at, recipient.destination.clone())));
+            self.keep_destination(&recipient.destination);
+            room = room && self.room_for_fresh(&recipient.destination, now_ms);
         }
-        Arrival { envelope, content, deadline_ms, wakes, waiting }
+        let mut keys = if room { Vec::new() } else { self.index_keys(envelope.id) };
+        // Wake keys go at once: others rely on them from now on, and this message may be in a later commit.
+        let wakes = keys.extract_if(.., |key| matches!(key, Op::PutWake(..)));
+        self.open.changes.extend(wakes);
+        Arrival { envelope, content, keys, waiting }
     }
 
-    /// A destination gets mail; returns the wake key to write when none of its keys is early enough.
-    fn expect_mail(&mut self, destination: &Domain, arrived_ms: u64) -> Option<u64> {
+    /// A destination has mail on disk; returns the wake key to write when none of its keys is early enough.
+    pub(super) fn expect_mail(&mut self, destination: &Domain, due_ms: u64) -> Option<u64> {
         self.keep_destination(destination);
         let entry = self.destinations.map.get_mut(destination)?;
-        if entry.wakes.iter().any(|at| *at <= arrived_ms) {
+        if entry.wakes.iter().any(|at| *at <= due_ms) {
             return None;
         }
-        entry.wakes.push(arrived_ms);
-        Some(arrived_ms)
+        entry.wakes.push(due_ms);
+        Some(due_ms)
     }
 
     /// Makes sure that a destination whose mail is in memory is there too.
@@ -100,6 +106,7 @@ impl Queue {
         for answer in done.answers {
             let _ = answer.send(());
         }
+        done.deadlines.into_iter().for_each(|at| self.deadlines.note(at));
         for (id, number) in done.settling {
             self.settled_on_disk(id, number);
         }
@@ -115,7 +122,7 @@ impl Queue {
     }
 
     fn accepted(&mut self, arrival: Arrival) {
-        let Arrival { envelope, waiting, deadline_ms, .. } = arrival;
+        let Arrival { envelope, waiting, keys, .. } = arrival;
         if let Some(waiting) = waiting {
             // From here on the message is ours.
             let _ = waiting.answer.send(Ok(()));
@@ -125,7 +132,11 @@ impl Queue {
             metrics.bytes_accepted.inc_by(envelope.size);
             self.parts.maillog.accepted(&envelope, self.now_ms());
         }
-        self.deadlines.note(deadline_ms);
+        for key in &keys {
+            if let Op::PutDeadline(at, _) = key {
+                self.deadlines.note(*at);
+            }
+        }
         let now_ms = self.now_ms();
         for (number, recipient) in (0..).zip(&envelope.recipients) {
             let room = self.residents.has_wish(envelope.id, number)
@@ -165,8 +176,12 @@ impl Queue {
         entry.ready.len() < room
     }
 
-    /// Drops a recipient from memory; it is found again through the due index.
+    /// Drops a recipient from memory; it is found again through the due index, once it has its keys.
     pub(super) fn drop_to_disk(&mut self, id: QueueId, number: u16, destination: &Domain) {
+        if self.lacks_keys(id, number) {
+            self.index(id);
+            return self.settling(id, number, destination);
+        }
         self.residents.put(id, number, Place::Disk);
         let now_ms = self.now_ms();
         let Some(entry) = self.destinations.map.get(destination) else { return };

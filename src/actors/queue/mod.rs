@@ -15,6 +15,7 @@ mod commit;
 mod deadlines;
 mod destinations;
 mod dispatch;
+mod indexing;
 mod intake;
 pub mod messages;
 mod operator;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use self::commit::{Committed, OpenCommit, UnderWay};
 use self::destinations::Destinations;
 use self::dispatch::Running;
+use self::indexing::Unindexed;
 use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, Inspect, Observe};
 use self::residents::{Place, Residents};
 use crate::actors::delivery::Deliveries;
@@ -138,6 +140,7 @@ pub struct Queue {
     under_way: Option<UnderWay>,
     commit_began: Option<Instant>,
     counters: Counters,
+    unindexed: Unindexed,
     wakes: wakes::Index,
     deadlines: deadlines::Index,
     timer: Option<(Instant, SpawnHandle)>,
@@ -179,6 +182,7 @@ impl Queue {
             under_way: None,
             commit_began: None,
             counters,
+            unindexed: Unindexed::resume(counters.unindexed_from),
             wakes: wakes::Index::default(),
             deadlines: deadlines::Index::default(),
             timer: None,
@@ -208,7 +212,11 @@ impl Queue {
         let now_ms = self.watch_clock();
         self.read_wakes(now_ms);
         self.read_deadlines(now_ms);
+        self.recover();
         self.dispatch();
+        if self.draining {
+            self.index_all();
+        }
         self.start_commit();
         self.set_timer(ctx);
         self.finish_drain();
@@ -236,6 +244,7 @@ impl Queue {
             return;
         }
         let Some(me) = self.me() else { return };
+        self.counters.unindexed_from = self.unindexed.from();
         let (ops, under_way) = self.open.take(&mut self.counters);
         self.parts.metrics.commit_operations.observe(ops.len() as f64);
         self.parts.metrics.commit_messages.observe(under_way.arrivals.len() as f64);
@@ -262,7 +271,8 @@ impl Queue {
         }
         let now_ms = self.now_ms();
         let mut sleep = SLEEP_MAX;
-        if !self.attempts.is_empty() || !self.destinations.map.is_empty() {
+        let busy = !self.attempts.is_empty() || !self.destinations.map.is_empty();
+        if busy || self.unindexed.is_recovering() {
             sleep = TICK;
         }
         for next in [self.next_wake_ms(), self.next_deadline_ms()].into_iter().flatten() {
@@ -293,6 +303,7 @@ impl Queue {
         self.looked = Some(now);
         self.mark_slow_attempts(now);
         self.make_way();
+        self.index_slow(self.now_ms());
         self.look_after_destinations(self.now_ms());
     }
 

@@ -111,6 +111,10 @@ impl Queue {
     fn delay_noted(&mut self, id: QueueId, number: u16) {
         let Some(resident) = self.residents.get_mut(id) else { return };
         let state = &mut resident.states[usize::from(number)];
+        if state.status.is_settled() {
+            // Its message went to quarantine meanwhile.
+            return;
+        }
         state.delay_notified = true;
         let due_ms = state.due_ms;
         self.reschedule(id, number, due_ms);

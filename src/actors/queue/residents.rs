@@ -45,7 +45,9 @@ pub(super) struct Resident {
     pub content: Option<Bytes>,
     /// Whether state records were ever written.
     pub records: bool,
-    /// The time of its deadline key; `None` when not known (paged in): found again when it fires.
+    /// Whether its due and deadline keys are on disk or in the open commit.
+    pub indexed: bool,
+    /// The time of its deadline key; `None` when there is none or it is not known (paged in): found again when it fires.
     pub deadline_ms: Option<u64>,
     /// Wishes that wait for a report.
     pub wishes: Vec<(u16, Wish)>,
@@ -105,7 +107,7 @@ impl Residents {
     }
 
     /// Takes in a new message whose commit is still to come.
-    pub fn arrive(&mut self, envelope: Arc<Envelope>, content: Option<Bytes>, deadline_ms: u64) {
+    pub fn arrive(&mut self, envelope: Arc<Envelope>, content: Option<Bytes>) {
         let count = envelope.recipients.len();
         for (number, recipient) in (0..).zip(&envelope.recipients) {
             let held = self.by_destination.entry(recipient.destination.clone()).or_default();
@@ -119,7 +121,8 @@ impl Residents {
             places: vec![Place::Arriving; count],
             content,
             records: false,
-            deadline_ms: Some(deadline_ms),
+            indexed: false,
+            deadline_ms: None,
             wishes: Vec::new(),
             held: count,
             since: 0,
@@ -138,6 +141,7 @@ impl Residents {
                 .any(|state| *state != RecipientState::fresh(stored.envelope.arrived_ms)),
             states: stored.states.clone(),
             content: None,
+            indexed: true,
             deadline_ms: None,
             wishes: Vec::new(),
             held: 0,

@@ -228,9 +228,13 @@ impl Queue {
         let old = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
         state.due_ms = due_ms;
         resident.records = true;
-        self.open.changes.push(Op::DeleteDue(old.clone()));
-        self.open.changes.push(Op::PutDue(DueKey { due_ms, ..old }));
         self.open.changes.push(Op::PutRecipient(id, number, state.clone()));
+        if resident.indexed {
+            self.open.changes.push(Op::DeleteDue(old.clone()));
+            self.open.changes.push(Op::PutDue(DueKey { due_ms, ..old }));
+        } else {
+            self.index(id);
+        }
         self.settling(id, number, &destination);
         if let Some(entry) = self.destinations.map.get_mut(&destination) {
             entry.note_due(due_ms);
@@ -247,15 +251,20 @@ impl Queue {
         }
         state.status = status;
         state.last = last.or_else(|| state.last.take());
-        let due = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
-        self.open.changes.push(Op::DeleteDue(due));
+        if resident.indexed {
+            let due = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
+            self.open.changes.push(Op::DeleteDue(due));
+        }
         self.counters.recipients = self.counters.recipients.saturating_sub(1);
         if resident.unsettled() == 0 {
             let (envelope, deadline, states) =
                 (resident.envelope.clone(), resident.deadline_ms, resident.records);
-            for at in self.deadline_keys(&envelope, deadline) {
-                self.open.changes.push(Op::DeleteDeadline(at, id));
+            if resident.indexed {
+                for at in self.deadline_keys(&envelope, deadline) {
+                    self.open.changes.push(Op::DeleteDeadline(at, id));
+                }
             }
+            self.unindexed.remove(id);
             self.counters.messages = self.counters.messages.saturating_sub(1);
             self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
             self.open.changes.push(Op::RemoveMessage { envelope, states });
@@ -268,7 +277,7 @@ impl Queue {
     }
 
     /// The recipient stays in memory until the open commit is on disk.
-    fn settling(&mut self, id: QueueId, number: u16, destination: &Domain) {
+    pub(super) fn settling(&mut self, id: QueueId, number: u16, destination: &Domain) {
         let Some(resident) = self.residents.get(id) else { return };
         let changes = match resident.places[usize::from(number)] {
             Place::Settling(changes) => changes,
@@ -396,6 +405,7 @@ impl Queue {
             }
             self.settling(id, other, &destination);
         }
+        self.unindexed.remove(id);
         self.counters.recipients = self.counters.recipients.saturating_sub(unsettled);
         self.counters.messages = self.counters.messages.saturating_sub(1);
         self.counters.bytes = self.counters.bytes.saturating_sub(size);

@@ -144,7 +144,11 @@ impl Queue {
     /// Takes a destination out of memory; its wake keys, which are on disk by now, bring it back.
     pub(super) fn forget(&mut self, destination: &Domain) {
         let wakes = self.destinations.forget(destination, self.parts.settings.memory.destinations);
-        wakes.into_iter().for_each(|at| self.wakes.note(at));
+        // While keys are read that were written before wall time went back, those that are written now wait for the end
+        // of that: else one destination could come and go for ever, and the others would find no place.
+        let waits = |at: &u64| self.horizon_ms > 0 && *at > self.now_ms();
+        let now: Vec<u64> = wakes.into_iter().filter(|at| !waits(at)).collect();
+        now.into_iter().for_each(|at| self.wakes.note(at));
     }
 
     /// When there is a wake key to read and room for its destination.

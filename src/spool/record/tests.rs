@@ -44,11 +44,12 @@ fn golden_destination() {
 
 #[test]
 fn golden_counters_format_start_reason() {
-    let counters = Counters { messages: 1, recipients: 2, bytes: 3, quarantined: 4 };
+    let counters =
+        Counters { messages: 1, recipients: 2, bytes: 3, quarantined: 4, unindexed_from: Some(id(5)) };
     golden(
         "counters",
         &write_counters(&counters),
-        "05019a9a6b440100000000000000020000000000000003000000000000000400000000000000",
+        "05012aa3eb7001000000000000000200000000000000030000000000000004000000000000000105050505050505050505050505050505",
     );
     golden(
         "format",

@@ -88,6 +88,7 @@ pub(super) struct Counters {
     recipients: u64,
     bytes: u64,
     quarantined: u64,
+    unindexed_from: Option<[u8; 16]>,
 }
 
 impl<'a> Envelope<'a> {
@@ -272,15 +273,27 @@ impl Reply<'_> {
 
 impl Counters {
     pub fn of(counters: &spool::Counters) -> Self {
-        let spool::Counters { messages, recipients, bytes, quarantined } = *counters;
-        Self { messages, recipients, bytes, quarantined }
+        let spool::Counters { messages, recipients, bytes, quarantined, unindexed_from } = *counters;
+        Self {
+            messages,
+            recipients,
+            bytes,
+            quarantined,
+            unindexed_from: unindexed_from.map(|id| *id.as_bytes()),
+        }
     }
 }
 
 impl From<Counters> for spool::Counters {
     fn from(counters: Counters) -> Self {
-        let Counters { messages, recipients, bytes, quarantined } = counters;
-        Self { messages, recipients, bytes, quarantined }
+        let Counters { messages, recipients, bytes, quarantined, unindexed_from } = counters;
+        Self {
+            messages,
+            recipients,
+            bytes,
+            quarantined,
+            unindexed_from: unindexed_from.map(QueueId::from_bytes),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 use crate::spool::memory::MemorySpool;
-use crate::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError};
+use crate::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, Survey};
 
 /// Fails as many of the next reads of pages, wakes and deadlines as told.
 pub(super) struct FaultySpool {
@@ -72,6 +72,11 @@ impl Spool for FaultySpool {
 
     fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<StoredMessage>, SpoolError> {
         self.spool.list(after, limit)
+    }
+
+    fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError> {
+        self.fault()?;
+        self.spool.survey(from, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

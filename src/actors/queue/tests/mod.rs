@@ -5,6 +5,7 @@ mod commits;
 mod destinations;
 mod fates;
 mod faulty;
+mod indexing;
 mod memory;
 mod neighbours;
 mod operator;
@@ -140,7 +141,7 @@ impl World {
         lock(&self.remote).life += 1;
         self.look(|queue, ctx| {
             queue.failed = true;
-            ctx.terminate();
+            ctx.stop();
         })
         .await;
         killed();
@@ -311,7 +312,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.queue.do_send(Look(Box::new(|_, ctx| ctx.terminate())));
+        self.queue.do_send(Look(Box::new(|_, ctx| ctx.stop())));
     }
 }
 

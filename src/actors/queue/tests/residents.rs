@@ -10,7 +10,7 @@ fn a_message_stays_until_every_read_that_may_have_seen_it_otherwise_is_back() {
         let envelope = Arc::new(world.envelope("", &["ann@d.example"], 1));
         let id = envelope.id;
         let mut residents = Residents::default();
-        residents.arrive(envelope, None, 0);
+        residents.arrive(envelope, None);
         let first = residents.read_begins();
         residents.put(id, 0, Place::Disk);
         residents.put(id, 0, Place::Ready);

@@ -125,6 +125,28 @@ fn a_clock_that_goes_back_delays_no_mail() {
 }
 
 #[test]
+fn a_destination_that_fails_keeps_nobody_out_after_the_clock_went_back() {
+    simulate(|| async {
+        let limits = || {
+            let memory = MemoryBounds { destinations: 1, ..MemoryBounds::default() };
+            QueueSettings { memory, ..settings() }
+        };
+        let world = World::with(limits, |one| match one.destination {
+            "dead.example" => Answer::Hang(383),
+            _ => Answer::Deliver,
+        });
+        world.accept(&["ann@dead.example"]).await;
+        sleep(2).await;
+        world.accept(&["bob@other.example"]).await;
+        world.clock.jump(-15 * 3_600_000);
+        sleep(2 * HOUR).await;
+        assert_eq!(world.taken_by("bob@other.example").len(), 1);
+        let commits = world.metrics.commits_total.get();
+        assert!(commits < 100, "{commits} commits");
+    });
+}
+
+#[test]
 fn a_busy_pause_ends_though_the_clock_goes_back() {
     simulate(|| async {
         let world = World::new(|one| if one.number == 1 { Answer::Busy } else { Answer::Deliver });
