@@ -39,7 +39,7 @@
 //! | 2 state | status u8 (0 queued, 1 delivered, 2 bounced, 3 expired, 4 removed); attempts u32; due u64; delay notified bool; opt last |
 //! | 3 content | the bytes |
 //! | 4 destination | failures u32; no attempt before u64; opt last |
-//! | 5 counters | messages u64; recipients u64; content bytes u64; messages in quarantine u64; opt id: messages with lower ids have their due and deadline keys |
+//! | 5 counters | messages u64; recipients u64; content bytes u64; messages in quarantine u64; content bytes in the tree u64; opt id: messages with lower ids have their due and deadline keys |
 //! | 6 format | version u32; program version that wrote it str. The same in all formats |
 //! | 7 start | number of starts u64; instance id of the last one str |
 //! | 8 reason | str |

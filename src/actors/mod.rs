@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod listener;
 pub mod queue;
 pub mod session;
+pub mod space;
 pub mod wiring;
 
 use crate::mail::id::QueueId;

@@ -14,6 +14,8 @@ impl Health {
     pub const STARTING: &'static str = "starting";
     /// Key of the reason that holds from the first SIGTERM on.
     pub const DRAINING: &'static str = "draining";
+    /// Key of the reason that holds while the spool has too little room.
+    pub const SPACE: &'static str = "space";
     /// Key of the reason that holds once the spool failed.
     pub const SPOOL: &'static str = "spool";
 

@@ -21,7 +21,6 @@ pub mod view;
 
 use std::io;
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,8 +58,6 @@ pub struct AdminContext {
     pub health: Arc<Health>,
     /// Where records are read.
     pub spool: Front,
-    /// The folder of the spool, to see how full its disk is.
-    pub spool_path: PathBuf,
     /// The Queue.
     pub queue: QueueRecipients,
     /// The secret of the API.
@@ -113,10 +110,6 @@ pub fn serve(listener: TcpListener, context: AdminContext) -> io::Result<Server>
 async fn metrics(context: Data<AdminContext>) -> HttpResponse {
     let answered = tokio::time::timeout(PATIENCE, context.queue.observe.send(Observe)).await;
     context.metrics.queue_unresponsive.set(i64::from(!matches!(answered, Ok(Ok(())))));
-    if let Ok(disk) = nix::sys::statvfs::statvfs(&context.spool_path) {
-        // Space that only root may use does not count: the relay does not run as root.
-        context.metrics.spool_free_bytes.set(disk.blocks_available() as f64 * disk.fragment_size() as f64);
-    }
     HttpResponse::Ok()
         .insert_header(("content-type", "text/plain; version=0.0.4; charset=utf-8"))
         .body(context.metrics.encode())

@@ -110,6 +110,12 @@ pub struct SpoolConfig {
     /// Space set aside for removals when the disk is full. Default 64 MiB.
     #[serde(with = "units::size")]
     pub reserve: u64,
+    /// With less room than this no new mail is taken (`452 4.3.1`); what is queued is delivered. Room is what is free on
+    /// the disk and inside the database file. Default 256 MiB.
+    #[serde(with = "units::size")]
+    pub min_free: u64,
+    /// The same for files that can be made on the disk. Default 1000.
+    pub min_free_inodes: u64,
     /// sled's page cache. Default 32 MiB.
     #[serde(with = "units::size")]
     pub cache: u64,
@@ -297,7 +303,14 @@ impl Default for LimitsConfig {
 
 impl Default for SpoolConfig {
     fn default() -> Self {
-        Self { path: "spool".into(), reserve: 64 * MIB, cache: 32 * MIB, content_threshold: 32 << 10 }
+        Self {
+            path: "spool".into(),
+            reserve: 64 * MIB,
+            min_free: 256 * MIB,
+            min_free_inodes: 1000,
+            cache: 32 * MIB,
+            content_threshold: 32 << 10,
+        }
     }
 }
 

@@ -137,6 +137,9 @@ pub enum SubmitError {
     /// The relay is stopping.
     #[error("the relay is stopping")]
     Draining,
+    /// The disk is nearly full (`spool.min_free`).
+    #[error("the relay's disk is nearly full")]
+    NoRoom,
     /// The spool failed.
     #[error("the spool can't take mail")]
     Spool,
@@ -153,6 +156,7 @@ pub struct Server {
     queue: Addr<Queue>,
     listener: Addr<Listener>,
     admin: admin::Handle,
+    watch: actix_rt::task::JoinHandle<()>,
     failure: watch::Receiver<Option<String>>,
     drain_timeout: Duration,
 }
@@ -198,6 +202,9 @@ impl Server {
         let stop_admin = admin.handle();
         actix_rt::spawn(admin);
         shared.front.sweep(&shared.instance);
+        let watch = shared.space_watch(&config);
+        watch.look().await;
+        let watch = actix_rt::spawn(watch.run());
         shared.health.set(Health::STARTING, None);
         Ok(Self {
             smtp,
@@ -208,6 +215,7 @@ impl Server {
             queue,
             listener,
             admin: stop_admin,
+            watch,
             failure,
             drain_timeout: config.server.drain_timeout,
         })
@@ -247,6 +255,9 @@ impl Server {
         }
         if !has_strict_line_ends(&message.content) {
             return Err(SubmitError::LineEnds);
+        }
+        if self.shared.room.is_short() {
+            return Err(SubmitError::NoRoom);
         }
         let now_ms = self.shared.clock.now_ms();
         let mut envelope = Envelope {
@@ -307,6 +318,7 @@ impl Server {
             let _ = self.queue.send(Abort).await;
             let _ = tokio::time::timeout(LAST_COMMIT, self.queue.send(Drain)).await;
         }
+        self.watch.abort();
         self.admin.stop(false).await;
         self.shared.front.close();
         self.arbiters.stop();

@@ -11,6 +11,7 @@ use super::{Extras, StartError, start, system};
 use crate::actors::delivery::{AddressSlots, Deliveries, DeliveryContext, SpoolContent};
 use crate::actors::queue::{MemoryBounds, Queue, QueueParts, QueueSettings};
 use crate::actors::session::{Credits, SessionContext};
+use crate::actors::space::SpaceWatch;
 use crate::admin::{AdminContext, Health, QueueRecipients};
 use crate::clock::SharedClock;
 use crate::config::Config;
@@ -24,6 +25,7 @@ use crate::schedule::retry::RetryRules;
 use crate::spool::content::ContentFiles;
 use crate::spool::front::Front;
 use crate::spool::sled::SledSpool;
+use crate::spool::space::{Bounds, Room};
 use crate::spool::{Counters, Spool};
 use crate::tls::TlsClients;
 
@@ -43,6 +45,8 @@ pub(super) struct Shared {
     pub health: Arc<Health>,
     pub front: Front,
     pub credits: Credits,
+    /// Whether the spool has room for new mail.
+    pub room: Arc<Room>,
     /// Content up to this many bytes lives in the database.
     pub content_threshold: usize,
     /// Names this run in content files.
@@ -74,6 +78,7 @@ impl Shared {
                 messages: Arc::new(Semaphore::new(MESSAGE_CREDITS)),
                 memory: Arc::new(Semaphore::new(MEMORY_CREDITS)),
             },
+            room: Arc::default(),
             content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
             instance,
         };
@@ -140,6 +145,7 @@ impl Shared {
             content_threshold: self.content_threshold,
             instance: self.instance.clone(),
             credits: self.credits.clone(),
+            room: self.room.clone(),
             queue: queue.clone().recipient(),
             front: self.front.clone(),
             clock: self.clock.clone(),
@@ -153,7 +159,6 @@ impl Shared {
             metrics: self.metrics.clone(),
             health: self.health.clone(),
             spool: self.front.clone(),
-            spool_path: config.spool.path.clone(),
             queue: QueueRecipients {
                 inspect: queue.clone().recipient(),
                 command: queue.clone().recipient(),
@@ -162,6 +167,17 @@ impl Shared {
             token,
             hosts: config.http.hosts.clone(),
             clock: self.clock.clone(),
+        }
+    }
+
+    pub fn space_watch(&self, config: &Config) -> SpaceWatch {
+        SpaceWatch {
+            front: self.front.clone(),
+            folder: config.spool.path.clone(),
+            bounds: Bounds::of(&config.spool),
+            room: self.room.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 

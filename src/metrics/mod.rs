@@ -155,6 +155,11 @@ metrics! {
     /// Free bytes of the file system that holds the spool, as of the last look. Worry below a few times the daily
     /// volume of mail.
     spool_free_bytes: Gauge = "posthaste_spool_free_bytes";
+    /// Bytes that new mail may use: free on the disk, and left by removed mail inside the database file. Worry near
+    /// spool.min_free.
+    spool_usable_bytes: Gauge = "posthaste_spool_usable_bytes";
+    /// 1 while the spool has too little room and new mail is answered 452. Worry at once: free some.
+    spool_short: IntGauge = "posthaste_spool_short";
     /// Messages that wait for a commit to be answered 250. Worry when it stays above 1000.
     enqueue_waiting: IntGauge = "posthaste_enqueue_waiting";
 

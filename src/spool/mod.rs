@@ -39,6 +39,7 @@ pub mod memory;
 mod read;
 mod record;
 pub mod sled;
+pub mod space;
 #[cfg(test)]
 mod suite;
 pub mod sync;
@@ -126,6 +127,8 @@ pub struct Counters {
     pub bytes: u64,
     /// Messages in quarantine.
     pub quarantined: u64,
+    /// Content bytes of those of them that have it in the tree.
+    pub tree_bytes: u64,
     /// The lowest id of a message that may not be indexed (has no due and deadline keys yet); `None`: all are.
     pub unindexed_from: Option<QueueId>,
 }

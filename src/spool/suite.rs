@@ -319,8 +319,14 @@ fn listing_pages_by_id_and_leaves_out_what_is_unreadable<T: Tree>(spool: &Databa
 
 fn counters_are_those_of_the_last_commit<T: Tree>(spool: &Database<T>) {
     assert_eq!(spool.counters().expect("readable"), Counters::default());
-    let counters =
-        Counters { messages: 1, recipients: 2, bytes: u64::MAX, quarantined: 4, unindexed_from: Some(id(5)) };
+    let counters = Counters {
+        messages: 1,
+        recipients: 2,
+        bytes: u64::MAX,
+        quarantined: 4,
+        tree_bytes: 6,
+        unindexed_from: Some(id(5)),
+    };
     spool.commit(&[Op::Counters(Counters::default()), Op::Counters(counters)]).expect("committed");
     assert_eq!(spool.counters().expect("readable"), counters);
 }

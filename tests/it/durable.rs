@@ -209,6 +209,7 @@ impl Rig {
                 messages: Arc::new(Semaphore::new(100)),
                 memory: Arc::new(Semaphore::new(1024)),
             },
+            room: Arc::default(),
             queue: queue.recipient(),
             front: front.clone(),
             clock,

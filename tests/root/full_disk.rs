@@ -1,17 +1,19 @@
-//! A disk that fills up while mail comes in: what was answered 250 is there when there is room again.
+//! A disk that fills up while mail comes in. With `spool.min_free` the relay stays up and takes no more until there is
+//! room again; without it, it ends. What was answered 250 is delivered either way.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::PATIENCE;
 use crate::support::message::{self, Chance, Made};
 use crate::support::place;
 use crate::support::relay::{Relay, Setup};
 use crate::support::sink::{Manner, Moment, Sink};
 use crate::support::smtp::{self, Client};
+use crate::support::{PATIENCE, http};
 
 /// A file system in memory of a few MiB, mounted as long as this lives.
 struct SmallDisk {
@@ -92,6 +94,8 @@ fn check_full_disk(size: usize) {
     let mut relay = Setup::new()
         .route("*", sink.address())
         .set("spool.path", &format!("\"{}\"", disk.spool().display()))
+        .set("spool.min_free", "\"0B\"")
+        .set("spool.min_free_inodes", "0")
         .start();
     let (taken, met) = fill(&mut relay, size);
     println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
@@ -113,16 +117,73 @@ fn check_full_disk(size: usize) {
         relay.restart();
     }
     relay.await_ready();
+    await_all(&sink, &taken);
+}
+
+/// Waits until every message that was answered 250 is at the sink, intact.
+fn await_all(sink: &Sink, taken: &[Made]) {
     let missing = || {
         sink.read(|ledger| {
-            let arrived: std::collections::HashSet<_> =
-                ledger.iter().filter_map(|line| line.seen.clone()).collect();
+            let arrived: HashSet<_> = ledger.iter().filter_map(|line| line.seen.clone()).collect();
             taken.iter().filter(|made| !arrived.contains(&(made.id.clone(), made.crc))).count()
         })
     };
     crate::support::wait_until("every answered message at the sink", Duration::from_secs(60), || {
         missing() == 0
     });
+}
+
+/// Fills the disk up to `spool.min_free`; `killed` adds a `kill -9` and a start on the full disk. Then the mail leaves, and
+/// new mail is taken again though the disk is no larger.
+fn check_short_of_space(size: usize, killed: bool) {
+    let disk = SmallDisk::mount("96m");
+    let closed = Arc::new(AtomicBool::new(true));
+    let door = Arc::clone(&closed);
+    let sink = Sink::start(place::free_place(), false, move |moment| match moment {
+        Moment::Greeting if door.load(Ordering::SeqCst) => Manner::Say("421 4.3.2 not yet"),
+        _ => Manner::Accept,
+    });
+    let mut relay = Setup::new()
+        .route("*", sink.address())
+        .set("spool.path", &format!("\"{}\"", disk.spool().display()))
+        .set("spool.min_free", "\"24MiB\"")
+        .start();
+    let (taken, met) = fill(&mut relay, size);
+    println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
+    assert!(taken.len() > 50, "only {} messages fit", taken.len());
+    assert_eq!(met, Met::Refused(452));
+    await_reason(&relay, "spool.min_free");
+    assert!(!relay.has_ended(), "it stays up");
+    if killed {
+        relay.kill();
+        relay.restart();
+        await_reason(&relay, "spool.min_free");
+        let refused = Client::greet(relay.smtp()).unwrap().command("HELO c.test");
+        assert_eq!(refused.unwrap().code, 250, "a session is taken, mail is not");
+    }
+
+    closed.store(false, Ordering::SeqCst);
+    await_all(&sink, &taken);
+    relay.await_ready();
+    assert_eq!(relay.submit(&["again@x.test"], b"Subject: again\r\n\r\nhello\r\n").code, 250);
+}
+
+/// Waits until `/readyz` tells why no mail is taken.
+fn await_reason(relay: &Relay, reason: &str) {
+    crate::support::wait_until(&format!("/readyz to name {reason}"), PATIENCE, || {
+        let answer = http::get(relay.http(), "/readyz");
+        answer.is_ok_and(|answer| answer.status == 503 && answer.body.contains(reason))
+    });
+}
+
+#[test]
+fn the_relay_stays_up_on_a_disk_nearly_full_of_small_messages() {
+    check_short_of_space(4 << 10, false);
+}
+
+#[test]
+fn the_relay_stays_up_on_a_disk_nearly_full_of_large_messages() {
+    check_short_of_space(200 << 10, true);
 }
 
 #[test]

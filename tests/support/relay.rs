@@ -53,13 +53,14 @@ impl Setup {
         setup.set("http.address", &format!("\"{http}\""))
     }
 
-    /// For tests: a name of its own, a short retry without jitter, a small reserve.
+    /// For tests: a name of its own, a short retry without jitter, and content with a small disk.
     pub fn new() -> Self {
         Self::plain()
             .set("server.hostname", "\"relay.test\"")
             .set("retry.schedule", "[\"1s\", \"2s\"]")
             .set("retry.jitter", "0.0")
             .set("spool.reserve", "\"8MiB\"")
+            .set("spool.min_free", "\"4MiB\"")
     }
 
     /// Sets a dotted key to a TOML value.

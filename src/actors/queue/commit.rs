@@ -8,7 +8,7 @@ use actix::Message;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::messages::NotQueued;
-use crate::mail::envelope::{Content, Envelope};
+use crate::mail::envelope::{Content, ContentPlace, Envelope};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 use crate::spool::{Counters, Op, SpoolError};
@@ -112,6 +112,11 @@ impl OpenCommit {
     }
 }
 
+/// Content bytes of a message that lie in the tree.
+pub(super) fn tree_bytes(envelope: &Envelope) -> u64 {
+    if envelope.place == ContentPlace::Database { envelope.size } else { 0 }
+}
+
 fn database_bytes(arrival: &Arrival) -> u64 {
     match &arrival.content {
         Content::Memory(content) => content.len() as u64,
@@ -127,5 +132,6 @@ impl Arrival {
         counters.messages += 1;
         counters.recipients += envelope.recipients.len() as u64;
         counters.bytes += envelope.size;
+        counters.tree_bytes += tree_bytes(envelope);
     }
 }

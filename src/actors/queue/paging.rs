@@ -284,6 +284,7 @@ impl Queue {
             self.counters.messages = self.counters.messages.saturating_sub(1);
             if self.counters.messages == 0 {
                 // How many recipients and bytes it had is not known.
+                self.counters.tree_bytes = 0;
                 (self.counters.recipients, self.counters.bytes) = (0, 0);
             }
             self.open.changes.push(Op::Quarantine(id, reason.to_owned()));

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use actix::{Handler, Message};
 
 use super::Queue;
+use super::commit::tree_bytes;
 use super::dispatch::Running;
 use super::residents::{Place, Wish};
 use crate::actors::delivery::messages::AttemptReport;
@@ -267,6 +268,7 @@ impl Queue {
             self.unindexed.remove(id);
             self.counters.messages = self.counters.messages.saturating_sub(1);
             self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
+            self.counters.tree_bytes = self.counters.tree_bytes.saturating_sub(tree_bytes(&envelope));
             self.open.changes.push(Op::RemoveMessage { envelope, states });
         } else {
             let state = resident.states[usize::from(number)].clone();
@@ -386,7 +388,7 @@ impl Queue {
     fn set_aside(&mut self, id: QueueId, number: u16, cause: &Cause) {
         let Some(resident) = self.residents.get(id) else { return };
         let unsettled = resident.unsettled() as u64;
-        let (size, envelope) = (resident.envelope.size, resident.envelope.clone());
+        let envelope = resident.envelope.clone();
         let keys: Vec<(u16, Domain, u64)> = (0..)
             .zip(envelope.recipients.iter().zip(&resident.states))
             .filter(|(_, (_, state))| !state.status.is_settled())
@@ -408,7 +410,8 @@ impl Queue {
         self.unindexed.remove(id);
         self.counters.recipients = self.counters.recipients.saturating_sub(unsettled);
         self.counters.messages = self.counters.messages.saturating_sub(1);
-        self.counters.bytes = self.counters.bytes.saturating_sub(size);
+        self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
+        self.counters.tree_bytes = self.counters.tree_bytes.saturating_sub(tree_bytes(&envelope));
         self.counters.quarantined += 1;
         self.count(id, number, Outcome::Crashed, CauseClass::Crashed);
         self.open.changes.push(Op::Quarantine(id, format!("recipient {number}: {cause}")));

@@ -136,6 +136,14 @@ impl Driver {
             self.server.refuse(Refusal::new(421, (4, 3, 2), "the relay is stopping, try again later"));
             return Ok(());
         }
+        if self.context.room.is_short() {
+            self.server.refuse(Refusal::new(
+                452,
+                (4, 3, 1),
+                "the relay's disk is nearly full, try again later",
+            ));
+            return Ok(());
+        }
         let messages = self.context.credits.messages.clone();
         self.take_credit(messages, 1).await?;
         self.begin_phase();

@@ -23,6 +23,7 @@ use crate::clock::SharedClock;
 use crate::maillog::MailLog;
 use crate::metrics::{Metrics, Place};
 use crate::spool::front::Front;
+use crate::spool::space::Room;
 
 /// Session → Listener: the connection is closed.
 #[derive(Clone, Copy, Debug, Message)]
@@ -58,6 +59,8 @@ pub struct SessionContext {
     pub instance: String,
     /// What bounds the mail between sessions and the spool.
     pub credits: Credits,
+    /// Whether the spool has room for new mail.
+    pub room: Arc<Room>,
     /// Where mail goes.
     pub queue: Recipient<Enqueue>,
     /// For content files.

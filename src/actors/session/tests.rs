@@ -99,6 +99,7 @@ impl Stage {
                 messages: Arc::new(Semaphore::new(MESSAGES)),
                 memory: Arc::new(Semaphore::new(MEMORY_KIB)),
             },
+            room: Arc::default(),
             queue: queue.recipient(),
             front: Front::inline(Arc::new(MemorySpool::new())),
             clock: Arc::new(SystemClock),
@@ -314,6 +315,19 @@ fn credits_come_back_when_the_client_vanishes() {
             stage.finish().await;
         });
     }
+}
+
+#[test]
+fn without_room_in_the_spool_new_mail_is_told_452_and_the_session_goes_on() {
+    stage(async || {
+        let mut stage = Stage::new(true, Answer::Take).await;
+        stage.talk(&[("HELO c.example", "250")]).await;
+        stage.context.room.set_short(true);
+        stage.talk(&[("MAIL FROM:<a@b.example>", "452 4.3.1")]).await;
+        stage.context.room.set_short(false);
+        stage.talk(&[("MAIL FROM:<a@b.example>", "250"), ("QUIT", "221")]).await;
+        stage.finish().await;
+    });
 }
 
 #[test]

@@ -44,12 +44,18 @@ fn golden_destination() {
 
 #[test]
 fn golden_counters_format_start_reason() {
-    let counters =
-        Counters { messages: 1, recipients: 2, bytes: 3, quarantined: 4, unindexed_from: Some(id(5)) };
+    let counters = Counters {
+        messages: 1,
+        recipients: 2,
+        bytes: 3,
+        quarantined: 4,
+        tree_bytes: 6,
+        unindexed_from: Some(id(5)),
+    };
     golden(
         "counters",
         &write_counters(&counters),
-        "05012aa3eb7001000000000000000200000000000000030000000000000004000000000000000105050505050505050505050505050505",
+        "050166497fb9010000000000000002000000000000000300000000000000040000000000000006000000000000000105050505050505050505050505050505",
     );
     golden(
         "format",

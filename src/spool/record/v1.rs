@@ -88,6 +88,7 @@ pub(super) struct Counters {
     recipients: u64,
     bytes: u64,
     quarantined: u64,
+    tree_bytes: u64,
     unindexed_from: Option<[u8; 16]>,
 }
 
@@ -273,12 +274,14 @@ impl Reply<'_> {
 
 impl Counters {
     pub fn of(counters: &spool::Counters) -> Self {
-        let spool::Counters { messages, recipients, bytes, quarantined, unindexed_from } = *counters;
+        let spool::Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from } =
+            *counters;
         Self {
             messages,
             recipients,
             bytes,
             quarantined,
+            tree_bytes,
             unindexed_from: unindexed_from.map(|id| *id.as_bytes()),
         }
     }
@@ -286,12 +289,13 @@ impl Counters {
 
 impl From<Counters> for spool::Counters {
     fn from(counters: Counters) -> Self {
-        let Counters { messages, recipients, bytes, quarantined, unindexed_from } = counters;
+        let Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from } = counters;
         Self {
             messages,
             recipients,
             bytes,
             quarantined,
+            tree_bytes,
             unindexed_from: unindexed_from.map(QueueId::from_bytes),
         }
     }

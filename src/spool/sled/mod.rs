@@ -10,7 +10,7 @@
 //!
 //! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours.
 
-mod open;
+pub(super) mod open;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +23,7 @@ use sled::{Batch, IVec};
 use super::SpoolError;
 use super::content::ContentFiles;
 use super::database::{Change, Database, Tree, Visit};
+use super::space;
 use super::sync::{self, Watch};
 
 /// The spool on disk. Dropping it closes the database and gives the folder free.
@@ -93,6 +94,10 @@ impl Tree for SledTree {
         written.map(drop).map_err(|error| {
             let error = trouble(&self.folder, error);
             self.failed.get_or_init(|| error.to_string());
+            if matches!(error, SpoolError::Full(_)) {
+                // The next start needs room to deliver and remove.
+                space::release_reserve(&self.folder);
+            }
             error
         })
     }

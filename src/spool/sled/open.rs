@@ -1,18 +1,18 @@
 //! Opening and creating: folders, lock, left-overs, format, and the proof that a flush reaches the device.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use uuid::Uuid;
 
 use super::super::database::{Change, Tree};
 use super::super::record::{self, Format, Start, Unreadable};
+use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys};
 use super::{SledSpool, SledTree, trouble};
@@ -24,7 +24,6 @@ const BLOBS: &str = "blobs";
 const DATABASE: &str = "db";
 const CONF: &str = "conf";
 const LOCK: &str = "lock";
-const RESERVE: &str = "reserve";
 /// How often sled's own thread looks for segments to free (and syncs, which commits never rely on).
 const FLUSH_EVERY_MS: u64 = 500;
 
@@ -35,6 +34,16 @@ impl SledSpool {
     /// [`SpoolError::Locked`], [`SpoolError::Newer`], [`SpoolError::NotDurable`], [`SpoolError::Full`], and
     /// [`SpoolError::Io`] or [`SpoolError::Database`] for a folder that can't be used.
     pub fn open(config: &SpoolConfig, instance: Uuid) -> Result<Self, SpoolError> {
+        match Self::try_open(config, instance) {
+            Err(SpoolError::Full(path)) if space::release_reserve(&config.path) => {
+                tracing::warn!(path = %path.display(), "the disk is full: the reserve is used to deliver and remove mail");
+                Self::try_open(config, instance)
+            }
+            other => other,
+        }
+    }
+
+    fn try_open(config: &SpoolConfig, instance: Uuid) -> Result<Self, SpoolError> {
         let folder = make_folder(&config.path)?;
         let lock = lock(&folder)?;
         remove_unfinished_snapshots(&folder)?;
@@ -52,7 +61,8 @@ impl SledSpool {
         let start = begin(&tree)?;
         protect_and_sync(&tree.folder)?;
         prove_durable(&tree, start)?;
-        set_aside(&tree.folder, config.reserve)?;
+        space::set_aside(&tree.folder, &Bounds::of(config))
+            .map_err(io_error(&tree.folder, "space can't be set aside"))?;
         Ok(Self { tree })
     }
 }
@@ -98,7 +108,8 @@ fn restrict(path: &Path, mode: u32) {
     }
 }
 
-fn private_file(path: &Path) -> io::Result<File> {
+/// Opens or makes a file that only its owner may read.
+pub(in crate::spool) fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
@@ -205,45 +216,4 @@ pub(super) fn prove_durable(tree: &SledTree, last_start: u64) -> Result<(), Spoo
     let reason = "a test record was flushed, but no sync of the database file was seen; \
                   posthaste needs Linux and its own definition of sync_file_range";
     Err(SpoolError::NotDurable(tree.folder.clone(), reason.to_owned()))
-}
-
-/// Sets space aside that a full disk can't take, so that mail can still be delivered and removed then.
-fn set_aside(folder: &Path, bytes: u64) -> Result<(), SpoolError> {
-    let path = folder.join(RESERVE);
-    let failed = |source| io_error(&path, "space can't be set aside")(source);
-    if bytes == 0 {
-        return match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        };
-    }
-    let file = private_file(&path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.len() == bytes {
-        return Ok(());
-    }
-    file.set_len(0).and_then(|()| allocate(&file, bytes)).and_then(|()| sync::sync_file(&file)).map_err(
-        |error| {
-            // A partial one would look whole at the next start.
-            let _ = fs::remove_file(&path);
-            failed(error)
-        },
-    )
-}
-
-fn allocate(mut file: &File, bytes: u64) -> io::Result<()> {
-    let length = i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    match nix::fcntl::posix_fallocate(file, 0, length) {
-        Ok(()) => Ok(()),
-        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {
-            let zeros = [0; 64 << 10];
-            let mut left = bytes;
-            while left > 0 {
-                let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                file.write_all(&zeros[..piece])?;
-                left -= piece as u64;
-            }
-            Ok(())
-        }
-        Err(error) => Err(error.into()),
-    }
 }

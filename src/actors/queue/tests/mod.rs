@@ -240,6 +240,7 @@ impl World {
         for message in self.spool.list(None, usize::MAX).expect("readable") {
             counters.messages += 1;
             counters.bytes += message.envelope.size;
+            counters.tree_bytes += message.envelope.size;
             counters.recipients +=
                 message.states.iter().filter(|state| !state.status.is_settled()).count() as u64;
         }

@@ -1,0 +1,74 @@
+//! The watch over the spool's room: closes the door for new mail when the disk gets full, and opens it again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admin::Health;
+use crate::metrics::Metrics;
+use crate::spool::front::Front;
+use crate::spool::space::{self, Bounds, Room, Space};
+use crate::spool::{Counters, SpoolError};
+
+/// How often it looks. Between two looks mail may take what `spool.min_free` leaves for that.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What the watch needs.
+pub struct SpaceWatch {
+    /// The spool's threads.
+    pub front: Front,
+    /// The spool's folder.
+    pub folder: PathBuf,
+    /// The bounds.
+    pub bounds: Bounds,
+    /// Told whether there is room.
+    pub room: Arc<Room>,
+    /// What `/readyz` says.
+    pub health: Arc<Health>,
+    /// Where free bytes are shown.
+    pub metrics: Arc<Metrics>,
+}
+
+impl SpaceWatch {
+    /// Looks again and again, until it is dropped or the spool's threads are gone.
+    pub async fn run(self) {
+        while self.look().await {
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// One look; `false` when there is nobody to ask any more.
+    pub async fn look(&self) -> bool {
+        let (folder, bounds) = (self.folder.clone(), self.bounds);
+        let looked = self.front.read_async(move |spool| -> Result<(Space, Counters), SpoolError> {
+            let failed = |what: &str| {
+                let (path, what) = (folder.clone(), what.to_owned());
+                move |source| SpoolError::Io { path, what, source }
+            };
+            space::set_aside(&folder, &bounds).map_err(failed("the reserve can't be set aside"))?;
+            let space = Space::look(&folder).map_err(failed("its free space can't be told"))?;
+            Ok((space, spool.counters()?))
+        });
+        match looked.await {
+            Some(Ok((space, held))) => self.tell(&space, &held),
+            Some(Err(error)) => tracing::warn!(%error, "can't tell how much room the spool has"),
+            None => return false,
+        }
+        true
+    }
+
+    fn tell(&self, space: &Space, held: &Counters) {
+        self.metrics.spool_free_bytes.set(space.free as f64);
+        self.metrics.spool_usable_bytes.set(space.usable(held) as f64);
+        let was_short = self.room.is_short();
+        let shortage = self.bounds.shortage(space, held, was_short);
+        self.room.set_short(shortage.is_some());
+        self.metrics.spool_short.set(i64::from(shortage.is_some()));
+        match &shortage {
+            Some(why) if !was_short => tracing::error!(%why, "no new mail is taken; delivery goes on"),
+            None if was_short => tracing::info!("the spool has room again: new mail is taken"),
+            _ => {}
+        }
+        self.health.set(Health::SPACE, shortage.map(|why| why.to_string()));
+    }
+}

@@ -1,0 +1,269 @@
+//! How much room the spool has, whether that is enough to take new mail, and the space set aside for when it is not.
+//!
+//! sled's file never shrinks: what removed mail leaves inside it is used again, so it counts as room too.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+
+use super::{Counters, sync};
+use crate::config::SpoolConfig;
+use crate::config::units::format_size;
+
+const RESERVE: &str = "reserve";
+const DATABASE: &str = "db";
+/// Measured (1,000,000 messages of 4 KiB): sled's file takes 1.6 bytes for each live one.
+const FILE_PER_LIVE: f64 = 1.6;
+/// What a message takes in the tree beside its content.
+const BYTES_PER_MESSAGE: u64 = 1_024;
+/// Once short, that much more than the bound must be there before mail is taken again.
+const COME_BACK: f64 = 1.1;
+
+/// What is left of the spool's file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that the relay may still use.
+    pub free: u64,
+    /// Files that may still be made; `u64::MAX` when the file system does not count them.
+    pub inodes: u64,
+    /// Length of the database file.
+    pub database: u64,
+    /// Whether the reserve is there.
+    pub reserve: bool,
+}
+
+impl Space {
+    /// Looks at the spool in `folder`. Blocks.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn look(folder: &Path) -> io::Result<Self> {
+        // Space that only root may use does not count: the relay does not run as root.
+        let disk = nix::sys::statvfs::statvfs(folder)?;
+        let length = |name| fs::metadata(folder.join(name)).map(|file| file.len());
+        Ok(Self {
+            free: disk.blocks_available().saturating_mul(disk.fragment_size()),
+            inodes: if disk.files() == 0 { u64::MAX } else { disk.files_available() },
+            database: length(DATABASE).unwrap_or(0),
+            reserve: length(RESERVE).is_ok(),
+        })
+    }
+
+    /// Bytes that new mail may use: what is free on the disk and inside the database file.
+    pub fn usable(&self, held: &Counters) -> u64 {
+        let live = held.tree_bytes.saturating_add(held.messages.saturating_mul(BYTES_PER_MESSAGE));
+        let inside = self.database.saturating_sub((live as f64 * FILE_PER_LIVE) as u64);
+        self.free.saturating_add(inside)
+    }
+}
+
+/// The bounds below which no new mail is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Usable bytes.
+    pub free: u64,
+    /// Files that can be made.
+    pub inodes: u64,
+    /// Bytes set aside; 0: nothing is.
+    pub reserve: u64,
+}
+
+impl Bounds {
+    /// Those of a configuration.
+    pub fn of(config: &SpoolConfig) -> Self {
+        Self { free: config.min_free, inodes: config.min_free_inodes, reserve: config.reserve }
+    }
+
+    /// What is missing, if anything. `short` says whether something was missing at the last look.
+    pub fn shortage(&self, space: &Space, held: &Counters, short: bool) -> Option<Shortage> {
+        let bound = |bound: u64| if short { (bound as f64 * COME_BACK) as u64 } else { bound };
+        let usable = space.usable(held);
+        // Files, and what sled writes before it uses old room again, need some of it on the disk itself.
+        if usable < bound(self.free) || space.free < bound(self.free / 8) {
+            return Some(Shortage::Bytes { free: usable.min(space.free), bound: self.free });
+        }
+        if space.inodes < bound(self.inodes) {
+            return Some(Shortage::Inodes { free: space.inodes, bound: self.inodes });
+        }
+        (self.reserve > 0 && !space.reserve).then_some(Shortage::Reserve)
+    }
+}
+
+/// Why no new mail is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Too few bytes.
+    Bytes {
+        /// What is left.
+        free: u64,
+        /// `spool.min_free`.
+        bound: u64,
+    },
+    /// Too few files can be made.
+    Inodes {
+        /// How many can.
+        free: u64,
+        /// `spool.min_free_inodes`.
+        bound: u64,
+    },
+    /// The reserve was used and can't be set aside again yet.
+    Reserve,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes { free, bound } => write!(
+                f,
+                "the spool's disk has {} left, less than spool.min_free ({}): free some, or stop posthaste and move the spool",
+                format_size(*free),
+                format_size(*bound)
+            ),
+            Self::Inodes { free, bound } => write!(
+                f,
+                "the spool's disk can take {free} more files, fewer than spool.min_free_inodes ({bound}): remove some"
+            ),
+            Self::Reserve => f.write_str(
+                "the spool's reserve was used up on a full disk: it is set aside again once there is room for it",
+            ),
+        }
+    }
+}
+
+/// Whether the spool has room for new mail: set by whoever watches, asked before mail is taken.
+#[derive(Debug, Default)]
+pub struct Room {
+    short: AtomicBool,
+}
+
+impl Room {
+    /// Whether new mail must wait.
+    pub fn is_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// Says so.
+    pub fn set_short(&self, short: bool) {
+        self.short.store(short, Ordering::Relaxed);
+    }
+}
+
+/// Gives the reserve back to a full disk, so that mail can be delivered and removed. Whether there was one.
+pub fn release_reserve(folder: &Path) -> bool {
+    fs::remove_file(folder.join(RESERVE)).is_ok()
+}
+
+/// Sets space aside that a full disk can't take, unless that would itself fill the disk. Blocks.
+///
+/// # Errors
+/// The system's, but for a full disk.
+pub fn set_aside(folder: &Path, bounds: &Bounds) -> io::Result<()> {
+    let path = folder.join(RESERVE);
+    if bounds.reserve == 0 {
+        return match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
+    let there = fs::metadata(&path).map_or(0, |file| file.len());
+    if there == bounds.reserve {
+        return Ok(());
+    }
+    let wanted = bounds.reserve.saturating_add(bounds.free.max(bounds.reserve / 4));
+    if there == 0 && Space::look(folder)?.free < wanted {
+        return Ok(());
+    }
+    let file = super::sled::open::private_file(&path)?;
+    let made =
+        file.set_len(0).and_then(|()| allocate(&file, bounds.reserve)).and_then(|()| sync::sync_file(&file));
+    made.or_else(|error| {
+        // A partial one would look whole at the next start.
+        let _ = fs::remove_file(&path);
+        if error.kind() == io::ErrorKind::StorageFull { Ok(()) } else { Err(error) }
+    })
+}
+
+fn allocate(mut file: &File, bytes: u64) -> io::Result<()> {
+    let length = i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    match nix::fcntl::posix_fallocate(file, 0, length) {
+        Ok(()) => Ok(()),
+        Err(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {
+            let zeros = [0; 64 << 10];
+            let mut left = bytes;
+            while left > 0 {
+                let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                file.write_all(&zeros[..piece])?;
+                left -= piece as u64;
+            }
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const BOUNDS: Bounds = Bounds { free: 100 * MIB, inodes: 1_000, reserve: 64 * MIB };
+    const EMPTY: Space = Space { free: 500 * MIB, inodes: 50_000, database: 0, reserve: true };
+
+    fn held(messages: u64, tree_bytes: u64) -> Counters {
+        Counters { messages, tree_bytes, ..Counters::default() }
+    }
+
+    #[test]
+    fn mail_is_taken_while_there_is_room() {
+        assert_eq!(BOUNDS.shortage(&EMPTY, &held(0, 0), false), None);
+        let few_bytes = Space { free: 99 * MIB, ..EMPTY };
+        let missing = BOUNDS.shortage(&few_bytes, &held(0, 0), false);
+        assert_eq!(missing, Some(Shortage::Bytes { free: 99 * MIB, bound: 100 * MIB }));
+        let few_files = Space { inodes: 999, ..EMPTY };
+        let missing = BOUNDS.shortage(&few_files, &held(0, 0), false);
+        assert_eq!(missing, Some(Shortage::Inodes { free: 999, bound: 1_000 }));
+        let used = Space { reserve: false, ..EMPTY };
+        assert_eq!(BOUNDS.shortage(&used, &held(0, 0), false), Some(Shortage::Reserve));
+        let none = Bounds { reserve: 0, ..BOUNDS };
+        assert_eq!(none.shortage(&used, &held(0, 0), false), None);
+    }
+
+    #[test]
+    fn room_inside_the_database_counts() {
+        let grown = Space { free: 40 * MIB, database: 800 * MIB, ..EMPTY };
+        assert_eq!(BOUNDS.shortage(&grown, &held(0, 0), false), None, "all of it can be used again");
+        let full = held(100_000, 400 * MIB);
+        assert!(BOUNDS.shortage(&grown, &full, false).is_some(), "nearly all of it is live");
+        let no_disk = Space { free: 10 * MIB, ..grown };
+        assert!(BOUNDS.shortage(&no_disk, &held(0, 0), false).is_some(), "some must be on the disk itself");
+    }
+
+    #[test]
+    fn mail_comes_back_only_with_some_room_to_spare() {
+        let just = Space { free: 105 * MIB, ..EMPTY };
+        assert_eq!(BOUNDS.shortage(&just, &held(0, 0), false), None);
+        assert!(BOUNDS.shortage(&just, &held(0, 0), true).is_some());
+    }
+
+    #[test]
+    fn a_shortage_says_what_to_do() {
+        let text = Shortage::Bytes { free: MIB, bound: 2 * MIB }.to_string();
+        assert!(text.contains("spool.min_free (2MiB)"), "{text}");
+    }
+
+    #[test]
+    fn the_reserve_is_not_set_aside_on_a_disk_that_it_would_fill() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let free = Space::look(folder.path()).expect("looked").free;
+        let too_much = Bounds { free, reserve: MIB, inodes: 0 };
+        set_aside(folder.path(), &too_much).expect("not an error");
+        assert!(!Space::look(folder.path()).expect("looked").reserve);
+        set_aside(folder.path(), &Bounds { free: MIB, ..too_much }).expect("set aside");
+        assert!(Space::look(folder.path()).expect("looked").reserve);
+        assert!(release_reserve(folder.path()));
+    }
+}
