@@ -15,6 +15,7 @@
 
 mod guard;
 mod health;
+mod quarantine;
 mod queue;
 pub mod token;
 pub mod view;
@@ -32,7 +33,7 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data};
 use actix_web::{App, HttpResponse, HttpServer, ResponseError};
 
-use crate::actors::queue::messages::{Command, Inspect, Observe};
+use crate::actors::queue::messages::{Command, Inspect, Observe, QuarantineCommand};
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::spool::front::Front;
@@ -75,6 +76,8 @@ pub struct QueueRecipients {
     pub inspect: Recipient<Inspect>,
     /// Does what an operator asks.
     pub command: Recipient<Command>,
+    /// Decides on messages in quarantine.
+    pub quarantine: Recipient<QuarantineCommand>,
     /// Refreshes the gauges.
     pub observe: Recipient<Observe>,
 }
@@ -129,7 +132,7 @@ async fn readyz(context: Data<AdminContext>) -> HttpResponse {
 async fn nothing_here() -> Failure {
     Failure::new(
         StatusCode::NOT_FOUND,
-        "nothing here; there are /metrics, /livez, /readyz and the queue API under /api/queue",
+        "nothing here; there are /metrics, /livez, /readyz and the queue API under /api/queue and /api/quarantine",
     )
 }
 

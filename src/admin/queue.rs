@@ -1,4 +1,4 @@
-//! `/api/queue`: list, show, retry, remove.
+//! `/api/queue`: list, show, retry, remove; and the routes of the whole API.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use actix_web::{HttpResponse, Scope, dev};
 use serde::Deserialize;
 
 use super::view::{MessageSummary, MessageView, QueuePage};
-use super::{AdminContext, Failure, PATIENCE, guard};
+use super::{AdminContext, Failure, PATIENCE, guard, quarantine};
 use crate::actors::queue::messages::{Command, CommandResult, CommandVerb, InMemory, Inspect};
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -36,12 +36,16 @@ pub(super) fn api() -> Scope<
         .route("/queue/{id}", web::get().to(show))
         .route("/queue/{id}", web::delete().to(remove))
         .route("/queue/{id}/retry", web::post().to(retry))
+        .route("/quarantine", web::get().to(quarantine::list))
+        .route("/quarantine/{id}", web::get().to(quarantine::show))
+        .route("/quarantine/{id}", web::delete().to(quarantine::discard))
+        .route("/quarantine/{id}/release", web::post().to(quarantine::release))
 }
 
 #[derive(Debug, Deserialize)]
-struct PageQuery {
-    after: Option<String>,
-    limit: Option<usize>,
+pub(super) struct PageQuery {
+    pub after: Option<String>,
+    pub limit: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,7 +55,7 @@ struct RecipientQuery {
 
 async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Json<QueuePage>, Failure> {
     let after = page.after.as_deref().map(queue_id).transpose()?;
-    let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let limit = page_limit(&page);
     let messages = read(&context, move |spool| page_of(spool, after, limit)).await?;
     let now_ms = context.clock.now_ms();
     let next =
@@ -61,6 +65,11 @@ async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Jso
         .map(|(message, destinations)| MessageSummary::new(message, destinations, now_ms))
         .collect();
     Ok(Json(QueuePage { messages, next }))
+}
+
+/// How many entries a page has.
+pub(super) fn page_limit(page: &PageQuery) -> usize {
+    page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX)
 }
 
 async fn show(context: Data<AdminContext>, id: Path<String>) -> Result<Json<MessageView>, Failure> {
@@ -101,6 +110,7 @@ async fn command(
     match context.queue.command.send(Command { id, recipient, verb }).await {
         Ok(done @ CommandResult::Done { .. }) => Ok(HttpResponse::Ok().json(done)),
         Ok(CommandResult::NotFound) => Err(unknown(id)),
+        Ok(CommandResult::Impossible { reason }) => Err(Failure::new(StatusCode::CONFLICT, reason)),
         Ok(CommandResult::Unavailable) | Err(_) => Err(Failure::unavailable()),
     }
 }
@@ -114,7 +124,7 @@ async fn in_memory(context: &AdminContext, id: QueueId) -> InMemory {
 }
 
 /// Reads on a thread of the spool's.
-async fn read<T: Send + 'static>(
+pub(super) async fn read<T: Send + 'static>(
     context: &AdminContext,
     job: impl FnOnce(&dyn Spool) -> Result<T, SpoolError> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -159,7 +169,7 @@ fn with_destinations(
     Ok((message, records))
 }
 
-fn queue_id(text: &str) -> Result<QueueId, Failure> {
+pub(super) fn queue_id(text: &str) -> Result<QueueId, Failure> {
     text.parse().map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("\"{text}\" is {error}")))
 }
 

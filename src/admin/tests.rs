@@ -8,8 +8,9 @@ use actix::{Actor, Context, Handler, ResponseFuture};
 use actix_web::dev::ServerHandle;
 
 use super::*;
-use crate::actors::queue::messages::{CommandResult, InMemory};
+use crate::actors::queue::messages::{CommandResult, InMemory, QuarantineCommand, QuarantineVerb};
 use crate::admin::view::tests::{NOW, message, queued};
+use crate::admin::view::{QuarantinePage, QuarantineView};
 use crate::cli::client::{Client, ClientError};
 use crate::clock::Clock;
 use crate::mail::envelope::{Content, StoredMessage};
@@ -43,6 +44,7 @@ impl FakeRelay {
                 let queue = QueueRecipients {
                     inspect: queue.clone().recipient(),
                     command: queue.clone().recipient(),
+                    quarantine: queue.clone().recipient(),
                     observe: queue.recipient(),
                 };
                 let context = AdminContext {
@@ -125,6 +127,17 @@ impl Handler<Command> for FakeQueue {
             Some(0) => CommandResult::Done { recipients: 1, in_flight: 0 },
             Some(1) => CommandResult::Unavailable,
             Some(_) => CommandResult::NotFound,
+        }
+    }
+}
+
+impl Handler<QuarantineCommand> for FakeQueue {
+    type Result = CommandResult;
+
+    fn handle(&mut self, command: QuarantineCommand, _: &mut Context<Self>) -> CommandResult {
+        match command.verb {
+            QuarantineVerb::Release => CommandResult::Impossible { reason: "it can't be read".to_owned() },
+            QuarantineVerb::Discard => CommandResult::Done { recipients: 2, in_flight: 0 },
         }
     }
 }
@@ -245,4 +258,19 @@ fn a_page_leads_to_the_next_one() {
     }
     assert_eq!(seen.len(), 5);
     assert!(seen.is_sorted());
+}
+
+#[test]
+fn quarantine_is_listed_shown_and_decided_on() {
+    let relay = relay(FakeQueue::default());
+    let client = relay.client();
+    let page: QuarantinePage = client.json("GET", "/api/quarantine").unwrap();
+    assert_eq!(page, QuarantinePage { messages: Vec::new(), next: None });
+    let id = message(Vec::new()).envelope.id;
+    let missing = client.json::<QuarantineView>("GET", &format!("/api/quarantine/{id}")).unwrap_err();
+    assert_eq!(missing.to_string(), format!("no message {id} is in quarantine"));
+    let refused = client.json::<CommandResult>("POST", &format!("/api/quarantine/{id}/release")).unwrap_err();
+    assert_eq!(refused.to_string(), "it can't be read");
+    let done: CommandResult = client.json("DELETE", &format!("/api/quarantine/{id}")).unwrap();
+    assert_eq!(done, CommandResult::Done { recipients: 2, in_flight: 0 });
 }

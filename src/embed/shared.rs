@@ -162,6 +162,7 @@ impl Shared {
             queue: QueueRecipients {
                 inspect: queue.clone().recipient(),
                 command: queue.clone().recipient(),
+                quarantine: queue.clone().recipient(),
                 observe: queue.clone().recipient(),
             },
             token,

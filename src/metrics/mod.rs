@@ -152,6 +152,9 @@ metrics! {
     spool_failed: IntGauge = "posthaste_spool_failed";
     /// Records that could not be read; their messages are in quarantine. Worry when above 0: the disk lies.
     damaged_records: IntCounter = "posthaste_damaged_records_total";
+    /// Messages without due keys and wrong counters that the patrol found and put right. Worry when above 0: a bug, or a
+    /// disk that lies.
+    patrol_repairs: IntCounter = "posthaste_patrol_repairs_total";
     /// Free bytes of the file system that holds the spool, as of the last look. Worry below a few times the daily
     /// volume of mail.
     spool_free_bytes: Gauge = "posthaste_spool_free_bytes";

@@ -78,8 +78,12 @@ impl ContentFiles {
             let name = entry.map_err(trouble)?.file_name();
             let Some((id, written_by)) = name.to_str().and_then(parse_name) else { continue };
             if written_by != instance && !spool.holds(id)? {
-                fs::remove_file(self.folder.join(&name)).map_err(trouble)?;
-                removed += 1;
+                match fs::remove_file(self.folder.join(&name)) {
+                    Ok(()) => removed += 1,
+                    // Its message was finished meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(trouble(error)),
+                }
             }
         }
         Ok(removed)

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use sled::IVec;
 
-use super::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, Survey, read, write};
+use super::{
+    Counters, DestinationRecord, DuePage, Op, Patrolled, Quarantined, Spool, SpoolError, Survey, quarantine,
+    read, write,
+};
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -18,7 +21,7 @@ pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
 
 /// An ordered map of bytes. Reads may run on any thread while one thread applies changes; each single read sees
 /// all of a batch or nothing of it, several reads in a row may not.
-pub trait Tree: Send + Sync + 'static {
+pub trait Tree: Send + Sync {
     /// Whether content may lie in files beside the tree.
     const FILES: bool;
 
@@ -41,7 +44,7 @@ pub struct Database<T> {
     pub(super) tree: T,
 }
 
-impl<T: Tree> Spool for Database<T> {
+impl<T: Tree + 'static> Spool for Database<T> {
     fn commit(&self, ops: &[Op]) -> Result<(), SpoolError> {
         self.tree.apply(write::changes(&self.tree, ops)?)
     }
@@ -52,8 +55,9 @@ impl<T: Tree> Spool for Database<T> {
         until_ms: u64,
         skip: &HashSet<(QueueId, u16)>,
         limit: usize,
+        known: &dyn Fn(QueueId) -> bool,
     ) -> Result<DuePage, SpoolError> {
-        read::due(&self.tree, destination, until_ms, skip, limit)
+        read::due(&self.tree, destination, until_ms, skip, limit, known)
     }
 
     fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError> {
@@ -80,6 +84,10 @@ impl<T: Tree> Spool for Database<T> {
         read::survey(&self.tree, from, limit)
     }
 
+    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
+        read::patrol(&self.tree, from, limit)
+    }
+
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {
         read::content(&self.tree, id)
     }
@@ -102,6 +110,10 @@ impl<T: Tree> Spool for Database<T> {
         limit: usize,
     ) -> Result<Vec<(QueueId, String)>, SpoolError> {
         read::quarantined(&self.tree, after, limit)
+    }
+
+    fn in_quarantine(&self, id: QueueId) -> Result<Option<Quarantined>, SpoolError> {
+        quarantine::message(&self.tree, id)
     }
 
     fn holds(&self, id: QueueId) -> Result<bool, SpoolError> {

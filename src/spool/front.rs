@@ -265,6 +265,7 @@ fn run(spool: &dyn Spool, commit: Commit, clean_up: Option<(&ContentFiles, &Pool
 fn content_files_of_removed(ops: &[Op]) -> Vec<String> {
     ops.iter()
         .filter_map(|op| match op {
+            Op::Discard(_, file) => file.clone(),
             Op::RemoveMessage { envelope, .. } => match &envelope.place {
                 ContentPlace::File(name) => Some(name.clone()),
                 ContentPlace::Database => None,

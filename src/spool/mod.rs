@@ -21,6 +21,7 @@
 //! S0 ─ first byte of a large content ─► S1 ─ commit of PutMessage: the instant of the 250 ─► S2
 //! S2 ─ commit of its keys, when it leaves memory, waits for a later attempt or its first one takes long ─► S3
 //! S2, S3 ─ commit that settles the last recipient (with its DSN, if any, as a message in S2) ─► S4 ─ file removed ─► S0
+//! S5 ─ commit of Release with its keys ─► S3, or of Discard ─► S4
 //! S2, S3 ─ commit of Quarantine, when a record can't be read or an attempt crashed three times ─► S5
 //! ```
 //!
@@ -36,6 +37,7 @@ mod database;
 pub mod front;
 mod keys;
 pub mod memory;
+mod quarantine;
 mod read;
 mod record;
 pub mod sled;
@@ -88,6 +90,10 @@ pub enum Op {
     DeleteDestination(Domain),
     /// Moves every record of a message to quarantine, with the reason. The counters follow in the same commit.
     Quarantine(QueueId, String),
+    /// Puts every record of a message in quarantine back to where it was. Its keys and the counters follow in the same commit.
+    Release(QueueId),
+    /// Removes every record of a message in quarantine (its content file, if that is known, after the commit).
+    Discard(QueueId, Option<String>),
     /// The counters after this commit.
     Counters(Counters),
 }
@@ -133,6 +139,34 @@ pub struct Counters {
     pub unindexed_from: Option<QueueId>,
 }
 
+/// What a look through some messages found.
+#[derive(Debug, Default)]
+pub struct Patrolled {
+    /// Messages of which an unsettled recipient has no due key.
+    pub lacking: Vec<StoredMessage>,
+    /// Messages that can't be read, and why.
+    pub damaged: Vec<(QueueId, String)>,
+    /// What those looked at count.
+    pub counted: Counters,
+    /// Where the next look begins; `None` when this one reached the end.
+    pub next: Option<QueueId>,
+}
+
+/// A message in quarantine.
+#[derive(Debug)]
+pub struct Quarantined {
+    /// Its id.
+    pub id: QueueId,
+    /// Why it is there.
+    pub reason: String,
+    /// How many records are kept of it.
+    pub records: usize,
+    /// How many bytes they have.
+    pub bytes: u64,
+    /// What can be read of it: the message, or what stands in the way.
+    pub message: Result<StoredMessage, String>,
+}
+
 /// Messages in order of id.
 #[derive(Debug, Default)]
 pub struct Survey {
@@ -147,8 +181,9 @@ pub struct Survey {
 /// A page of a destination's due recipients.
 #[derive(Debug, Default)]
 pub struct DuePage {
-    /// Their keys and messages, earliest due first; recipients of one message share one `StoredMessage`.
-    pub items: Vec<(DueKey, Arc<StoredMessage>)>,
+    /// Their keys and messages, earliest due first; recipients of one message share one `StoredMessage`. `None` for a
+    /// message that the caller knows.
+    pub items: Vec<(DueKey, Option<Arc<StoredMessage>>)>,
     /// The due time of the first key that was neither skipped nor returned; `None` when there is none.
     pub next_due_ms: Option<u64>,
     /// Messages whose records can't be read, to be quarantined.
@@ -164,12 +199,15 @@ pub trait Spool: Send + Sync + 'static {
     fn commit(&self, ops: &[Op]) -> Result<(), SpoolError>;
 
     /// The destination's recipients with due time ≤ `until_ms` that are not in `skip`, at most `limit`.
+    /// Messages for which `known` holds are not read: a destination with mail of many recipients would read each of them
+    /// again for each destination.
     fn due(
         &self,
         destination: &Domain,
         until_ms: u64,
         skip: &HashSet<(QueueId, u16)>,
         limit: usize,
+        known: &dyn Fn(QueueId) -> bool,
     ) -> Result<DuePage, SpoolError>;
 
     /// Up to `limit` wake keys in order of time, whatever their time, starting after `after`.
@@ -190,6 +228,9 @@ pub trait Spool: Send + Sync + 'static {
 
     /// At most `limit` messages with ids from `from` on, in order of id.
     fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError>;
+
+    /// Looks at no more than `limit` messages with ids from `from` on, in order of id: do they have their due keys?
+    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError>;
 
     /// The content of a message that lies in the database ([`crate::mail::envelope::ContentPlace::Database`]).
     ///
@@ -217,6 +258,14 @@ pub trait Spool: Send + Sync + 'static {
         _limit: usize,
     ) -> Result<Vec<(QueueId, String)>, SpoolError> {
         Ok(Vec::new())
+    }
+
+    /// One message in quarantine; `None` when it is not there.
+    ///
+    /// # Errors
+    /// As for any read; what can't be read of the message itself is told in the answer.
+    fn in_quarantine(&self, _id: QueueId) -> Result<Option<Quarantined>, SpoolError> {
+        Ok(None)
     }
 
     /// Whether any record of the message is here, quarantine included: its content file must stay.

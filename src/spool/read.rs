@@ -8,8 +8,8 @@ use sled::IVec;
 
 use super::database::Tree;
 use super::record::{self, Kind, Unreadable};
-use super::{Counters, DestinationRecord, DueKey, DuePage, SpoolError, Survey, keys};
-use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
+use super::{Counters, DestinationRecord, DueKey, DuePage, Patrolled, SpoolError, Survey, keys};
+use crate::mail::envelope::{ContentPlace, Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 
@@ -51,6 +51,7 @@ pub(super) fn due<T: Tree>(
     until_ms: u64,
     skip: &HashSet<(QueueId, u16)>,
     limit: usize,
+    known: &dyn Fn(QueueId) -> bool,
 ) -> Result<DuePage, SpoolError> {
     let mut page = DuePage::default();
     let mut found = Vec::new();
@@ -70,6 +71,10 @@ pub(super) fn due<T: Tree>(
     page.items.reserve(found.len());
     let mut messages = HashMap::new();
     for key in found {
+        if known(key.id) {
+            page.items.push((key, None));
+            continue;
+        }
         let message = match messages.get(&key.id) {
             Some(message) => message,
             None => {
@@ -79,7 +84,7 @@ pub(super) fn due<T: Tree>(
         };
         match message {
             Some(message) if usize::from(key.number) < message.states.len() => {
-                page.items.push((key, message.clone()));
+                page.items.push((key, Some(message.clone())));
             }
             Some(_) if page.damaged.iter().all(|(id, _)| *id != key.id) => {
                 page.damaged.push((key.id, format!("it has no recipient number {}", key.number)));
@@ -202,6 +207,34 @@ pub(super) fn survey<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<S
         }
     }
     Ok(survey)
+}
+
+pub(super) fn patrol<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
+    let Survey { messages, damaged, next } = survey(tree, from, limit)?;
+    let mut found = Patrolled { damaged, next, ..Patrolled::default() };
+    for stored in messages {
+        let envelope = &stored.envelope;
+        let (mut waiting, mut lacks) = (0, false);
+        for (number, (recipient, state)) in (0..).zip(envelope.recipients.iter().zip(&stored.states)) {
+            if state.status.is_settled() {
+                continue;
+            }
+            waiting += 1;
+            let (destination, due_ms) = (recipient.destination.clone(), state.due_ms);
+            let key = keys::due(&DueKey { destination, due_ms, id: envelope.id, number });
+            lacks = lacks || tree.get(&key)?.is_none();
+        }
+        found.counted.messages += 1;
+        found.counted.recipients += waiting;
+        found.counted.bytes += envelope.size;
+        if envelope.place == ContentPlace::Database {
+            found.counted.tree_bytes += envelope.size;
+        }
+        if lacks {
+            found.lacking.push(stored);
+        }
+    }
+    Ok(found)
 }
 
 /// Up to `limit` ids above `after` that have keys with this prefix.

@@ -13,6 +13,7 @@ use super::{Counters, DestinationRecord, DueKey, Op, Spool, SpoolError, keys};
 use crate::config::SpoolConfig;
 use crate::mail::envelope::{
     BodyType, Content, ContentPlace, Envelope, LastReply, Origin, Recipient, RecipientState, Status,
+    StoredMessage,
 };
 use crate::mail::id::QueueId;
 use crate::mail::outcome::{Cause, CauseClass};
@@ -103,10 +104,10 @@ pub(super) fn departure(envelope: &Arc<Envelope>, states: bool) -> Vec<Op> {
 }
 
 fn due(spool: &dyn Spool, destination: &str, until_ms: u64, limit: usize) -> super::DuePage {
-    spool.due(&domain(destination), until_ms, &HashSet::new(), limit).expect("a page")
+    spool.due(&domain(destination), until_ms, &HashSet::new(), limit, &|_| false).expect("a page")
 }
 
-fn keys_without_meta<T: Tree>(spool: &Database<T>) -> Vec<Vec<u8>> {
+fn keys_without_meta<T: Tree + 'static>(spool: &Database<T>) -> Vec<Vec<u8>> {
     let mut keys = Vec::new();
     let all = |key: &[u8], _: &[u8]| {
         keys.push(key.to_vec());
@@ -118,7 +119,7 @@ fn keys_without_meta<T: Tree>(spool: &Database<T>) -> Vec<Vec<u8>> {
     keys
 }
 
-fn a_message_reads_back_as_it_was_put<T: Tree>(spool: &Database<T>) {
+fn a_message_reads_back_as_it_was_put<T: Tree + 'static>(spool: &Database<T>) {
     for (number, size) in (1..).zip([0, 1, 5_989, 5_990, 5_991, 20_000]) {
         let envelope = envelope(number, size, vec![recipient("Ann@A.example")]);
         spool.commit(&arrival(&envelope)).expect("committed");
@@ -131,7 +132,7 @@ fn a_message_reads_back_as_it_was_put<T: Tree>(spool: &Database<T>) {
     assert!(matches!(spool.content(id(99)), Err(SpoolError::Damaged { .. })));
 }
 
-fn a_thousand_recipients_are_chunked_and_removed_without_trace<T: Tree>(spool: &Database<T>) {
+fn a_thousand_recipients_are_chunked_and_removed_without_trace<T: Tree + 'static>(spool: &Database<T>) {
     let recipients = (0..1_000).map(|n| recipient(&format!("some.longer.name.{n}@d{}.example", n % 7)));
     let envelope = envelope(1, 10, recipients.collect());
     spool.commit(&arrival(&envelope)).expect("committed");
@@ -145,7 +146,7 @@ fn a_thousand_recipients_are_chunked_and_removed_without_trace<T: Tree>(spool: &
     assert_eq!(keys_without_meta(spool), Vec::<Vec<u8>>::new());
 }
 
-fn removal_leaves_the_tree_empty<T: Tree>(spool: &Database<T>) {
+fn removal_leaves_the_tree_empty<T: Tree + 'static>(spool: &Database<T>) {
     let envelope = envelope(1, 12_345, vec![recipient("a@a.example"), recipient("b@b.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     spool.commit(&departure(&envelope, false)).expect("committed");
@@ -159,7 +160,7 @@ fn removal_leaves_the_tree_empty<T: Tree>(spool: &Database<T>) {
     assert_eq!(keys_without_meta(spool), Vec::<Vec<u8>>::new());
 }
 
-fn of_two_changes_of_one_key_the_later_one_counts<T: Tree>(spool: &Database<T>) {
+fn of_two_changes_of_one_key_the_later_one_counts<T: Tree + 'static>(spool: &Database<T>) {
     let a = domain("a.example");
     spool
         .commit(&[
@@ -172,7 +173,7 @@ fn of_two_changes_of_one_key_the_later_one_counts<T: Tree>(spool: &Database<T>) 
     assert_eq!(spool.wakes(None, 9).expect("readable"), [(2, a)]);
 }
 
-fn due_pages_in_order_and_tells_the_next_due_time<T: Tree>(spool: &Database<T>) {
+fn due_pages_in_order_and_tells_the_next_due_time<T: Tree + 'static>(spool: &Database<T>) {
     for (number, due_ms) in [(1, 30), (2, 10), (3, 20), (4, 40)] {
         let envelope = envelope(number, 1, vec![recipient("x@a.example")]);
         let put = Op::PutMessage(envelope.clone(), Content::Memory(bytes(1)));
@@ -193,22 +194,23 @@ fn due_pages_in_order_and_tells_the_next_due_time<T: Tree>(spool: &Database<T>) 
     assert_eq!(read(u64::MAX, 0), (vec![], Some(10)));
 
     let skip = HashSet::from([(id(2), 0), (id(1), 0), (id(3), 1)]);
-    let page = spool.due(&domain("a.example"), 25, &skip, 9).expect("a page");
+    let page = spool.due(&domain("a.example"), 25, &skip, 9, &|_| false).expect("a page");
     assert_eq!(page.items.iter().map(|(key, _)| key.id).collect::<Vec<_>>(), [id(3)]);
     assert_eq!(page.next_due_ms, Some(40), "what is skipped is nobody's next");
     let nothing = due(spool, "example", 99, 9);
     assert!(nothing.items.is_empty() && nothing.next_due_ms.is_none());
 }
 
-fn recipients_of_one_message_share_it_on_a_page<T: Tree>(spool: &Database<T>) {
+fn recipients_of_one_message_share_it_on_a_page<T: Tree + 'static>(spool: &Database<T>) {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let page = due(spool, "a.example", u64::MAX, 9);
     let [(_, one), (_, two)] = &page.items[..] else { panic!("two, not {}", page.items.len()) };
+    let (Some(one), Some(two)) = (one, two) else { panic!("not read") };
     assert!(Arc::ptr_eq(one, two));
 }
 
-fn a_due_key_without_its_message_is_damaged<T: Tree>(spool: &Database<T>) {
+fn a_due_key_without_its_message_is_damaged<T: Tree + 'static>(spool: &Database<T>) {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let lost = keys::chunk(keys::ENVELOPE, id(1), 0);
@@ -223,7 +225,7 @@ fn a_due_key_without_its_message_is_damaged<T: Tree>(spool: &Database<T>) {
     assert_eq!(spool.deadlines(None, 9).expect("readable"), []);
 }
 
-fn every_flipped_byte_of_a_record_is_noticed<T: Tree>(spool: &Database<T>) {
+fn every_flipped_byte_of_a_record_is_noticed<T: Tree + 'static>(spool: &Database<T>) {
     let envelope = envelope(1, 6, vec![recipient("x@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     spool.commit(&[Op::PutRecipient(id(1), 0, deferred(1))]).expect("committed");
@@ -244,7 +246,7 @@ fn every_flipped_byte_of_a_record_is_noticed<T: Tree>(spool: &Database<T>) {
     }
 }
 
-fn quarantine_takes_a_message_out_and_keeps_every_byte<T: Tree>(spool: &Database<T>) {
+fn quarantine_takes_a_message_out_and_keeps_every_byte<T: Tree + 'static>(spool: &Database<T>) {
     let bad = envelope(1, 13_000, vec![recipient("x@a.example"), recipient("y@b.example")]);
     let good = envelope(2, 5, vec![recipient("z@a.example")]);
     spool.commit(&arrival(&bad)).expect("committed");
@@ -266,7 +268,7 @@ fn quarantine_takes_a_message_out_and_keeps_every_byte<T: Tree>(spool: &Database
     assert_eq!(keys_without_meta(spool).len(), before - 3 + 2);
 }
 
-fn wakes_and_deadlines_come_in_order_of_time<T: Tree>(spool: &Database<T>) {
+fn wakes_and_deadlines_come_in_order_of_time<T: Tree + 'static>(spool: &Database<T>) {
     let (a, b) = (domain("a.example"), domain("b.example"));
     spool
         .commit(&[
@@ -287,7 +289,7 @@ fn wakes_and_deadlines_come_in_order_of_time<T: Tree>(spool: &Database<T>) {
     assert_eq!(spool.deadlines(Some(all[1]), 9).expect("readable"), all[2..]);
 }
 
-fn destinations_are_remembered_and_forgotten<T: Tree>(spool: &Database<T>) {
+fn destinations_are_remembered_and_forgotten<T: Tree + 'static>(spool: &Database<T>) {
     let record = |failures| DestinationRecord { failures, retry_at_ms: 5, last: Some(last("no")) };
     let (a, b) = (domain("a.example"), domain("[ipv6:::1]"));
     spool
@@ -301,7 +303,56 @@ fn destinations_are_remembered_and_forgotten<T: Tree>(spool: &Database<T>) {
     assert_eq!(spool.destination(&a).expect("readable"), None);
 }
 
-fn listing_pages_by_id_and_leaves_out_what_is_unreadable<T: Tree>(spool: &Database<T>) {
+/// A message with a state record, in quarantine.
+fn quarantined<T: Tree + 'static>(spool: &Database<T>) -> StoredMessage {
+    let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@b.example")]);
+    spool.commit(&arrival(&envelope)).expect("committed");
+    let state = RecipientState { attempts: 3, ..RecipientState::fresh(9) };
+    spool.commit(&[Op::PutRecipient(id(1), 1, state)]).expect("committed");
+    let before = spool.message(id(1)).expect("readable").expect("there");
+    spool.commit(&[Op::Quarantine(id(1), "for a test".to_owned())]).expect("committed");
+    before
+}
+
+fn what_is_released_from_quarantine_is_as_it_was<T: Tree + 'static>(spool: &Database<T>) {
+    let before = quarantined(spool);
+    let found = spool.in_quarantine(id(1)).expect("readable").expect("there");
+    assert_eq!((found.reason.as_str(), found.records), ("for a test", 3));
+    let same = |found: &StoredMessage| found.envelope == before.envelope && found.states == before.states;
+    assert!(found.message.is_ok_and(|found| same(&found)));
+    spool.commit(&[Op::Release(id(1))]).expect("committed");
+    assert!(spool.message(id(1)).expect("readable").is_some_and(|found| same(&found)));
+    assert_eq!(spool.content(id(1)).expect("readable").len(), 1);
+    assert_eq!(spool.quarantined(None, 9).expect("readable"), []);
+    assert!(spool.in_quarantine(id(1)).expect("readable").is_none());
+}
+
+fn what_is_discarded_from_quarantine_leaves_nothing<T: Tree + 'static>(spool: &Database<T>) {
+    quarantined(spool);
+    let broken = keys::quarantined(&keys::chunk(keys::CONTENT, id(1), 0));
+    spool.tree.apply(vec![(broken[..].into(), Some(b"?"[..].into()))]).expect("applied");
+    let found = spool.in_quarantine(id(1)).expect("readable").expect("there");
+    assert!(found.message.expect_err("damaged").contains("content"));
+    spool.commit(&[Op::Discard(id(1), None)]).expect("committed");
+    assert!(!spool.holds(id(1)).expect("readable"));
+    assert!(spool.in_quarantine(id(1)).expect("readable").is_none());
+}
+
+fn a_message_that_is_known_is_not_read<T: Tree + 'static>(spool: &Database<T>) {
+    for number in [1, 2] {
+        let to = vec![recipient("x@a.example"), recipient("y@b.example")];
+        spool.commit(&arrival(&envelope(number, 1, to))).expect("committed");
+    }
+    let broken = keys::chunk(keys::ENVELOPE, id(1), 0);
+    spool.tree.apply(vec![(broken[..].into(), Some(b"?"[..].into()))]).expect("applied");
+    let known = |known: QueueId| known == id(1);
+    let page = spool.due(&domain("a.example"), u64::MAX, &HashSet::new(), 9, &known).expect("a page");
+    let read: Vec<_> = page.items.iter().map(|(key, stored)| (key.id, stored.is_some())).collect();
+    assert_eq!(read, [(id(1), false), (id(2), true)]);
+    assert_eq!(page.damaged, []);
+}
+
+fn listing_pages_by_id_and_leaves_out_what_is_unreadable<T: Tree + 'static>(spool: &Database<T>) {
     for number in 1..=5 {
         spool.commit(&arrival(&envelope(number, 1, vec![recipient("x@a.example")]))).expect("committed");
     }
@@ -317,7 +368,7 @@ fn listing_pages_by_id_and_leaves_out_what_is_unreadable<T: Tree>(spool: &Databa
     assert_eq!(list(None, 0), []);
 }
 
-fn counters_are_those_of_the_last_commit<T: Tree>(spool: &Database<T>) {
+fn counters_are_those_of_the_last_commit<T: Tree + 'static>(spool: &Database<T>) {
     assert_eq!(spool.counters().expect("readable"), Counters::default());
     let counters = Counters {
         messages: 1,
@@ -331,7 +382,7 @@ fn counters_are_those_of_the_last_commit<T: Tree>(spool: &Database<T>) {
     assert_eq!(spool.counters().expect("readable"), counters);
 }
 
-fn a_settled_recipient_keeps_its_end_until_the_message_goes<T: Tree>(spool: &Database<T>) {
+fn a_settled_recipient_keeps_its_end_until_the_message_goes<T: Tree + 'static>(spool: &Database<T>) {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let delivered = RecipientState { status: Status::Delivered, ..deferred(0) };
@@ -343,7 +394,7 @@ fn a_settled_recipient_keeps_its_end_until_the_message_goes<T: Tree>(spool: &Dat
         .expect("committed");
     let page = due(spool, "a.example", u64::MAX, 9);
     assert_eq!(page.items.len(), 1);
-    assert_eq!(page.items[0].1.states[0], delivered);
+    assert_eq!(page.items[0].1.as_ref().map(|stored| &stored.states[0]), Some(&delivered));
 }
 
 /// A sled spool in a folder of its own, with settings for tests.
@@ -381,6 +432,9 @@ over_both_bodies!(
     a_due_key_without_its_message_is_damaged,
     every_flipped_byte_of_a_record_is_noticed,
     quarantine_takes_a_message_out_and_keeps_every_byte,
+    a_message_that_is_known_is_not_read,
+    what_is_released_from_quarantine_is_as_it_was,
+    what_is_discarded_from_quarantine_leaves_nothing,
     wakes_and_deadlines_come_in_order_of_time,
     destinations_are_remembered_and_forgotten,
     listing_pages_by_id_and_leaves_out_what_is_unreadable,

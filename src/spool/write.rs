@@ -6,7 +6,7 @@ use sled::IVec;
 
 use super::database::{Change, Tree};
 use super::record::{self, Kind};
-use super::{Op, SpoolError, keys};
+use super::{Op, SpoolError, keys, quarantine};
 use crate::mail::envelope::{Content, ContentPlace, Envelope};
 use crate::mail::id::QueueId;
 
@@ -32,9 +32,11 @@ pub(super) fn changes<T: Tree>(tree: &T, ops: &[Op]) -> Result<Vec<Change>, Spoo
             }
             Op::DeleteDestination(destination) => changes.remove(&keys::destination(destination)),
             Op::Quarantine(id, reason) => {
-                quarantine(tree, &mut changes, *id, reason)?;
+                quarantine::set_aside(tree, &mut changes, *id, reason)?;
                 lost.insert(*id);
             }
+            Op::Release(id) => quarantine::release(tree, &mut changes, *id)?,
+            Op::Discard(id, _) => quarantine::discard(tree, &mut changes, *id)?,
             Op::Counters(counters) => changes.put(keys::META_COUNTERS, record::write_counters(counters)),
         }
     }
@@ -44,19 +46,19 @@ pub(super) fn changes<T: Tree>(tree: &T, ops: &[Op]) -> Result<Vec<Change>, Spoo
     Ok(changes.0)
 }
 
-struct Changes(Vec<Change>);
+pub(super) struct Changes(Vec<Change>);
 
 impl Changes {
-    fn put(&mut self, key: &[u8], value: IVec) {
+    pub fn put(&mut self, key: &[u8], value: IVec) {
         self.0.push((key.into(), Some(value)));
     }
 
-    fn remove(&mut self, key: &[u8]) {
+    pub fn remove(&mut self, key: &[u8]) {
         self.0.push((key.into(), None));
     }
 
     /// What the tree will have under the keys that start with `prefix`, once the changes so far are applied.
-    fn values<T: Tree>(&self, tree: &T, prefix: &[u8]) -> Result<Vec<(IVec, IVec)>, SpoolError> {
+    pub fn values<T: Tree>(&self, tree: &T, prefix: &[u8]) -> Result<Vec<(IVec, IVec)>, SpoolError> {
         let mut pairs = BTreeMap::new();
         tree.scan(prefix, &keys::end_of(prefix), &mut |key, value| {
             pairs.insert(IVec::from(key), Some(IVec::from(value)));
@@ -114,18 +116,6 @@ fn remove_message(changes: &mut Changes, envelope: &Envelope, states: bool) {
             changes.remove(&keys::state(id, number));
         }
     }
-}
-
-// S2, S3 → S5: all records move under the quarantine prefix, as they are.
-fn quarantine<T: Tree>(tree: &T, changes: &mut Changes, id: QueueId, reason: &str) -> Result<(), SpoolError> {
-    for prefix in [keys::ENVELOPE, keys::STATE, keys::CONTENT] {
-        for (key, value) in changes.values(tree, &keys::of_message(prefix, id))? {
-            changes.put(&keys::quarantined(&key), value);
-            changes.remove(&key);
-        }
-    }
-    changes.put(&keys::of_message(keys::REASON, id), record::write_reason(reason));
-    Ok(())
 }
 
 /// Takes due and deadline keys of quarantined messages out, so that nobody finds them again. The records that name

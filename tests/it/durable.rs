@@ -26,7 +26,7 @@ use posthaste::schedule::retry::RetryRules;
 use posthaste::smtp::address::Domain;
 use posthaste::spool::front::Front;
 use posthaste::spool::memory::MemorySpool;
-use posthaste::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, Survey};
+use posthaste::spool::{Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey};
 use tokio::sync::{Semaphore, watch};
 
 use crate::support::PATIENCE;
@@ -59,8 +59,9 @@ impl Spool for Stuck {
         until_ms: u64,
         skip: &HashSet<(QueueId, u16)>,
         limit: usize,
+        known: &dyn Fn(QueueId) -> bool,
     ) -> Result<DuePage, SpoolError> {
-        self.memory.due(destination, until_ms, skip, limit)
+        self.memory.due(destination, until_ms, skip, limit, known)
     }
 
     fn wakes(&self, after: Option<&(u64, Domain)>, limit: usize) -> Result<Vec<(u64, Domain)>, SpoolError> {
@@ -85,6 +86,10 @@ impl Spool for Stuck {
 
     fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError> {
         self.memory.survey(from, limit)
+    }
+
+    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
+        self.memory.patrol(from, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

@@ -12,6 +12,7 @@ mod dns;
 mod drain;
 mod durable;
 mod output;
+mod quarantine;
 mod startup;
 mod tidy;
 mod tools;

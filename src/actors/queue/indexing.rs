@@ -203,7 +203,7 @@ impl Queue {
     }
 
     /// Gives a message of an earlier run its keys, whether or not it has them; `false` when it is this run's business.
-    fn recovered(&mut self, stored: &StoredMessage) -> bool {
+    pub(super) fn recovered(&mut self, stored: &StoredMessage) -> bool {
         let id = stored.envelope.id;
         let resident = self.residents.adopt(stored);
         if resident.places.iter().any(|place| *place != Place::Disk) || resident.unsettled() == 0 {

@@ -69,8 +69,32 @@ pub enum CommandResult {
     },
     /// No such message (or recipient) is queued.
     NotFound,
+    /// It can't be done to this message, and why.
+    Impossible {
+        /// A sentence.
+        reason: String,
+    },
     /// The relay is stopping or the spool failed.
     Unavailable,
+}
+
+/// Operator → Queue: decide on a message in quarantine.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "CommandResult")]
+pub struct QuarantineCommand {
+    /// The message.
+    pub id: QueueId,
+    /// What to do.
+    pub verb: QuarantineVerb,
+}
+
+/// What an operator can do to a message in quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuarantineVerb {
+    /// Queue it again, if its records can be read.
+    Release,
+    /// Remove it for good without telling the sender.
+    Discard,
 }
 
 /// API → Queue: what the Queue knows of a message beyond its records.

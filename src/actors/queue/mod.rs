@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`Enqueue`] | Session | bounded by the commit credits: sessions wait, then answer `452 4.3.1` |
 //! | [`AttemptReport`] | Delivery | bounded by the slots; never refused |
-//! | [`Command`], [`Inspect`], [`Observe`] | operator's API | the API waits for its answer |
+//! | [`Command`], `QuarantineCommand`, [`Inspect`], [`Observe`] | operator's API | the API waits for its answer |
 //! | `Committed`, `PageRead`, `WakesRead`, … | spool threads | one per request that was made |
 //! | [`Drain`], [`Abort`] | main | once |
 
@@ -20,6 +20,8 @@ mod intake;
 pub mod messages;
 mod operator;
 mod paging;
+mod patrol;
+mod quarantine;
 mod reports;
 mod residents;
 mod settle;
@@ -41,6 +43,7 @@ use self::destinations::Destinations;
 use self::dispatch::Running;
 use self::indexing::Unindexed;
 use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, Inspect, Observe};
+use self::patrol::Patrol;
 use self::residents::{Place, Residents};
 use crate::actors::delivery::Deliveries;
 use crate::actors::delivery::messages as delivery;
@@ -143,6 +146,7 @@ pub struct Queue {
     unindexed: Unindexed,
     wakes: wakes::Index,
     deadlines: deadlines::Index,
+    patrol: Patrol,
     timer: Option<(Instant, SpawnHandle)>,
     /// Wall and monotonic time as last seen.
     seen: (u64, Instant),
@@ -185,6 +189,7 @@ impl Queue {
             unindexed: Unindexed::resume(counters.unindexed_from),
             wakes: wakes::Index::default(),
             deadlines: deadlines::Index::default(),
+            patrol: Patrol::new(now),
             timer: None,
             seen: (now_ms, now),
             since_ms: now_ms,
@@ -272,7 +277,7 @@ impl Queue {
         let now_ms = self.now_ms();
         let mut sleep = SLEEP_MAX;
         let busy = !self.attempts.is_empty() || !self.destinations.map.is_empty();
-        if busy || self.unindexed.is_recovering() {
+        if busy || self.unindexed.is_recovering() || self.patrol.is_under_way() {
             sleep = TICK;
         }
         for next in [self.next_wake_ms(), self.next_deadline_ms()].into_iter().flatten() {
@@ -304,6 +309,7 @@ impl Queue {
         self.mark_slow_attempts(now);
         self.make_way();
         self.index_slow(self.now_ms());
+        self.patrol();
         self.look_after_destinations(self.now_ms());
     }
 

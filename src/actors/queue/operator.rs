@@ -53,17 +53,24 @@ impl Queue {
         let result = self.carry_out(&command);
         self.residents.release(command.id);
         self.residents.read_ends(ticket);
-        if matches!(result, CommandResult::Done { .. }) {
-            // Answered when its changes are on disk.
-            let (durable, wait) = oneshot::channel();
-            self.open.answers.push(durable);
-            actix_rt::spawn(async move {
-                let result = wait.await.map_or(CommandResult::Unavailable, |()| result);
-                drop(answer.send(result));
-            });
-        } else {
-            drop(answer.send(result));
+        self.answer_when_durable(result, answer);
+    }
+
+    /// Answers a command when its changes are on disk.
+    pub(super) fn answer_when_durable(
+        &mut self,
+        result: CommandResult,
+        answer: oneshot::Sender<CommandResult>,
+    ) {
+        if !matches!(result, CommandResult::Done { .. }) {
+            return drop(answer.send(result));
         }
+        let (durable, wait) = oneshot::channel();
+        self.open.answers.push(durable);
+        actix_rt::spawn(async move {
+            let result = wait.await.map_or(CommandResult::Unavailable, |()| result);
+            drop(answer.send(result));
+        });
     }
 
     fn carry_out(&mut self, command: &Command) -> CommandResult {

@@ -81,7 +81,7 @@ impl Queue {
         let now_ms = self.now_ms();
         let until_ms =
             self.destinations.map.get(destination).map_or(now_ms, |entry| entry.until_ms.max(now_ms));
-        let name = destination.clone();
+        let (name, known) = (destination.clone(), self.residents.known());
         self.parts.metrics.pages_read.inc();
         self.parts.front.read(
             move |spool| {
@@ -89,7 +89,7 @@ impl Queue {
                 let backs_off = matches!(&record, Some(Ok(Some(record))) if backs_off(record, now_ms));
                 // Fresh mail brings a destination that backs off into memory again and again: that must be cheap.
                 let limit = if backs_off { 0 } else { limit };
-                let page = spool.due(&name, until_ms, &skip, limit);
+                let page = spool.due(&name, until_ms, &skip, limit, &|id| known.contains(id));
                 let extent = match &page {
                     _ if limit == 0 => Extent::Nothing,
                     Ok(page) if page.items.len() >= limit => Extent::Full,
@@ -190,7 +190,7 @@ impl Queue {
         }
         let (mut left, mut used) = (extent == Extent::Full, false);
         for (key, stored) in page.items {
-            match self.adopt(&key, &stored, now_ms) {
+            match self.adopt(&key, stored.as_deref(), now_ms) {
                 Adopted::Ready if backs_off => {
                     left = true;
                     self.residents.release(key.id);
@@ -227,9 +227,16 @@ impl Queue {
     }
 
     /// What to do with a recipient that a page brought. What is in memory holds, not what the page says.
-    fn adopt(&mut self, key: &DueKey, stored: &StoredMessage, now_ms: u64) -> Adopted {
-        let resident = self.residents.adopt(stored);
-        let state = &resident.states[usize::from(key.number)];
+    fn adopt(&mut self, key: &DueKey, stored: Option<&StoredMessage>, now_ms: u64) -> Adopted {
+        let resident = match stored {
+            Some(stored) => self.residents.adopt(stored),
+            // It was in memory during the read, and stays until the read is dealt with.
+            None => match self.residents.get_mut(key.id) {
+                Some(resident) => resident,
+                None => return Adopted::Here,
+            },
+        };
+        let Some(state) = resident.states.get(usize::from(key.number)) else { return Adopted::Here };
         let noted_ms = state.last.as_ref().map_or(resident.envelope.arrived_ms, |last| last.at_ms);
         if resident.places[usize::from(key.number)] != Place::Disk || state.status != Status::Queued {
             Adopted::Here

@@ -5,7 +5,7 @@
 //! before that has come back.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -63,10 +63,30 @@ impl Resident {
     }
 }
 
+/// The ids of the messages that something holds in memory, for readers on other threads. What is here while a read runs is
+/// in memory when its answer is dealt with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known(Arc<Mutex<HashSet<QueueId>>>);
+
+impl Known {
+    pub fn contains(&self, id: QueueId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    fn insert(&self, id: QueueId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn remove(&self, id: QueueId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
+
 /// All messages in memory.
 #[derive(Debug, Default)]
 pub(super) struct Residents {
     messages: HashMap<QueueId, Resident>,
+    known: Known,
     lingering: VecDeque<(u64, QueueId)>,
     reads: BTreeSet<u64>,
     next_read: u64,
@@ -83,6 +103,11 @@ impl Residents {
 
     pub fn get_mut(&mut self, id: QueueId) -> Option<&mut Resident> {
         self.messages.get_mut(&id)
+    }
+
+    /// The ids of all of them, for readers.
+    pub fn known(&self) -> Known {
+        self.known.clone()
     }
 
     /// Whether something waits to be done to a recipient as soon as that can be.
@@ -128,6 +153,7 @@ impl Residents {
             since: 0,
             envelope: envelope.clone(),
         };
+        self.known.insert(envelope.id);
         self.messages.insert(envelope.id, resident);
     }
 
@@ -172,6 +198,7 @@ impl Residents {
             self.release(id);
         } else {
             resident.held += 1;
+            self.known.insert(id);
             self.held += 1;
             self.by_destination.entry(destination.clone()).or_default().insert((id, number));
         }
@@ -183,6 +210,8 @@ impl Residents {
         if resident.held > 0 {
             return;
         }
+        // A read that begins from now on does not keep it here.
+        self.known.remove(id);
         self.content_bytes -= resident.content.take().map_or(0, |content| content.len());
         if self.reads.is_empty() {
             self.messages.remove(&id);

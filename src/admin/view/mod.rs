@@ -61,6 +61,41 @@ pub struct MessageView {
     pub recipients: Vec<RecipientView>,
 }
 
+/// Answer to `GET /api/quarantine`: a page of what was set aside, in order of id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantinePage {
+    /// The messages.
+    pub messages: Vec<QuarantineEntry>,
+    /// Give this as `after` for the next page; none when this was the last one.
+    pub next: Option<String>,
+}
+
+/// One message in quarantine, in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineEntry {
+    /// Queue id.
+    pub id: String,
+    /// Why it was set aside.
+    pub reason: String,
+}
+
+/// Answer to `GET /api/quarantine/{id}`: what is known of one message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineView {
+    /// Queue id.
+    pub id: String,
+    /// Why it was set aside.
+    pub reason: String,
+    /// Records that are kept of it.
+    pub records: usize,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// The message, when it can be read: then it can be released.
+    pub message: Option<MessageView>,
+    /// Why it can't be read.
+    pub unreadable: Option<String>,
+}
+
 /// One recipient: why it waits, what was said last, when it is tried next (promise P7).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecipientView {

@@ -1,5 +1,7 @@
 //! `posthaste queue`: what waits, why, and what to do about it, asked of the running relay.
 
+mod quarantine;
+
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use self::quarantine::QuarantineVerb;
 use super::client::{Client, ClientError};
 use crate::actors::queue::messages::CommandResult;
 use crate::admin::view::{
@@ -53,6 +56,9 @@ pub enum QueueVerb {
     Retry(OneMessage),
     /// Remove from the queue without telling the sender
     Remove(OneMessage),
+    /// What was set aside because it can't be read or crashes the delivery
+    #[command(subcommand)]
+    Quarantine(QuarantineVerb),
 }
 
 /// A message, or one of its recipients.
@@ -99,6 +105,7 @@ fn answer(args: &QueueArgs, config: &Config) -> Result<String, ClientError> {
             let result = client.json("DELETE", &path(which, ""))?;
             Ok(if args.json { json(&result) } else { command_text(&result, "removed", "be removed") })
         }
+        QueueVerb::Quarantine(verb) => quarantine::answer(&client, verb, args.json),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 use crate::spool::memory::MemorySpool;
-use crate::spool::{Counters, DestinationRecord, DuePage, Op, Spool, SpoolError, Survey};
+use crate::spool::{Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey};
 
 /// Fails as many of the next reads of pages, wakes and deadlines as told.
 pub(super) struct FaultySpool {
@@ -45,9 +45,10 @@ impl Spool for FaultySpool {
         until_ms: u64,
         skip: &HashSet<(QueueId, u16)>,
         limit: usize,
+        known: &dyn Fn(QueueId) -> bool,
     ) -> Result<DuePage, SpoolError> {
         self.fault()?;
-        let page = self.spool.due(destination, until_ms, skip, limit)?;
+        let page = self.spool.due(destination, until_ms, skip, limit, known)?;
         self.paged.fetch_add(page.items.len(), Ordering::Relaxed);
         Ok(page)
     }
@@ -77,6 +78,10 @@ impl Spool for FaultySpool {
     fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError> {
         self.fault()?;
         self.spool.survey(from, limit)
+    }
+
+    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
+        self.spool.patrol(from, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

@@ -9,6 +9,8 @@ mod indexing;
 mod memory;
 mod neighbours;
 mod operator;
+mod patrol;
+mod quarantine;
 mod remote;
 mod residents;
 mod restarts;

@@ -1,0 +1,120 @@
+//! Quarantine: what can't be used is kept, byte by byte, until an operator decides.
+
+use sled::IVec;
+
+use super::database::{Change, Tree, Visit};
+use super::write::Changes;
+use super::{Quarantined, SpoolError, keys, read, record};
+use crate::mail::envelope::ContentPlace;
+use crate::mail::id::QueueId;
+
+/// The kinds of records that a message consists of.
+const KINDS: [u8; 3] = [keys::ENVELOPE, keys::STATE, keys::CONTENT];
+
+// S2, S3 → S5: all records move under the quarantine prefix, as they are.
+pub(super) fn set_aside<T: Tree>(
+    tree: &T,
+    changes: &mut Changes,
+    id: QueueId,
+    reason: &str,
+) -> Result<(), SpoolError> {
+    for kind in KINDS {
+        for (key, value) in changes.values(tree, &keys::of_message(kind, id))? {
+            changes.put(&keys::quarantined(&key), value);
+            changes.remove(&key);
+        }
+    }
+    changes.put(&keys::of_message(keys::REASON, id), record::write_reason(reason));
+    Ok(())
+}
+
+// S5 → S2: they move back; the Queue gives the message its keys in the same commit.
+pub(super) fn release<T: Tree>(tree: &T, changes: &mut Changes, id: QueueId) -> Result<(), SpoolError> {
+    take_out(tree, changes, id, |changes, key, value| changes.put(&key[1..], value))
+}
+
+// S5 → S4 (content in a file, which goes after the commit) or S0.
+pub(super) fn discard<T: Tree>(tree: &T, changes: &mut Changes, id: QueueId) -> Result<(), SpoolError> {
+    take_out(tree, changes, id, |_, _, _| {})
+}
+
+fn take_out<T: Tree>(
+    tree: &T,
+    changes: &mut Changes,
+    id: QueueId,
+    keep: impl Fn(&mut Changes, &[u8], IVec),
+) -> Result<(), SpoolError> {
+    for kind in KINDS {
+        for (key, value) in changes.values(tree, &keys::quarantined(&keys::of_message(kind, id)))? {
+            keep(changes, &key, value);
+            changes.remove(&key);
+        }
+    }
+    changes.remove(&keys::of_message(keys::REASON, id));
+    Ok(())
+}
+
+/// What is known of a message in quarantine.
+pub(super) fn message<T: Tree>(tree: &T, id: QueueId) -> Result<Option<Quarantined>, SpoolError> {
+    let Some(reason) = tree.get(&keys::of_message(keys::REASON, id))? else { return Ok(None) };
+    let reason =
+        record::read_reason(&reason).unwrap_or_else(|error| format!("its reason can't be read: {error}"));
+    let (mut records, mut bytes) = (0, 0);
+    for kind in KINDS {
+        let prefix = keys::quarantined(&keys::of_message(kind, id));
+        tree.scan(&prefix, &keys::end_of(&prefix), &mut |_, value| {
+            records += 1;
+            bytes += value.len() as u64;
+            true
+        })?;
+    }
+    Ok(Some(Quarantined { id, reason, records, bytes, message: readable(&Shelf(tree), id)? }))
+}
+
+/// The message, if it could be delivered as it is.
+fn readable<T: Tree>(
+    shelf: &Shelf<'_, T>,
+    id: QueueId,
+) -> Result<Result<crate::mail::envelope::StoredMessage, String>, SpoolError> {
+    let found = match read::message(shelf, id) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(Err("its envelope is missing".to_owned())),
+        Err(error @ SpoolError::Damaged { .. }) => return Ok(Err(error.to_string())),
+        Err(error) => return Err(error),
+    };
+    if found.envelope.place != ContentPlace::Database {
+        return Ok(Ok(found));
+    }
+    match read::content(shelf, id) {
+        Ok(content) if content.len() as u64 == found.envelope.size => Ok(Ok(found)),
+        Ok(content) => {
+            Ok(Err(format!("its content has {} bytes instead of {}", content.len(), found.envelope.size)))
+        }
+        Err(error @ SpoolError::Damaged { .. }) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// The records in quarantine, read as if they were in their places.
+struct Shelf<'a, T>(&'a T);
+
+impl<T: Tree> Tree for Shelf<'_, T> {
+    const FILES: bool = T::FILES;
+
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
+        self.0.get(&keys::quarantined(key))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
+        self.0
+            .scan(&keys::quarantined(from), &keys::quarantined(to), &mut |key, value| visit(&key[1..], value))
+    }
+
+    fn apply(&self, _: Vec<Change>) -> Result<(), SpoolError> {
+        Err(SpoolError::Closed("quarantine is for reading".to_owned()))
+    }
+
+    fn syncs(&self) -> u64 {
+        self.0.syncs()
+    }
+}
