@@ -181,7 +181,7 @@ struct World {
 
 impl World {
     /// A relay that is scraped from before its first mail: six recipients are delivered and a seventh bounces, the
-    /// report of which is delivered too; three are deferred, each for another cause; a client is refused.
+    /// report of which is delivered too; three are deferred, each for another cause; a client is refused and its session ended.
     fn start() -> Self {
         let sink = Sink::with(|moment| match moment {
             Moment::Recipient("refused@x.test") => Manner::Say("550 5.1.1 nobody"),
@@ -195,6 +195,7 @@ impl World {
             .set("dns.servers", &format!("[\"{}\"]", place::free_place()))
             .set("dns.timeout", "\"1s\"")
             .set("retry.schedule", "[\"1h\"]")
+            .set("limits.errors", "1")
             .start();
         let prometheus = Prometheus::start(relay.http());
         let letter = b"Subject: counted\r\n\r\nhello\r\n";
@@ -205,7 +206,9 @@ impl World {
         for to in ["refused@x.test", "later@x.test", "you@dead.test", "you@unknown.test"] {
             assert_eq!(relay.submit(&[to], letter).code, 250);
         }
-        assert_eq!(relay.client().command("RCPT TO:<too@early.test>").unwrap().code, 503);
+        let mut client = relay.client();
+        assert_eq!(client.command("RCPT TO:<too@early.test>").unwrap().code, 503);
+        assert_eq!(client.reply().unwrap().code, 421);
         Self { relay, prometheus, _sink: sink }
     }
 
@@ -230,7 +233,9 @@ impl World {
             ("posthaste_destination_backing_off{destination=\"dead.test\"}", 1.0),
             ("posthaste_destinations_failing{class=\"dns\"}", 1.0),
             ("posthaste_refusals_total{command=\"rcpt\",class=\"5xx\"}", 1.0),
+            ("posthaste_refusals_total{command=\"connection\",class=\"4xx\"}", 1.0),
             ("posthaste_spool_failed", 0.0),
+            ("posthaste_spool_short", 0.0),
         ] {
             self.prometheus.await_number(expression, expected);
         }
