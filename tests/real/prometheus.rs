@@ -19,6 +19,25 @@ use crate::support::{PATIENCE, http, place, wait_for, wait_until};
 /// Panels with a target that rightly has no series here, each with its reason. Keep it short.
 const MAY_BE_EMPTY: [(&str, &str); 0] = [];
 
+/// Panels that must show more than zero after the traffic of this test.
+const ABOVE_ZERO: [&str; 15] = [
+    "Accepted per second",
+    "Delivered per second",
+    "Messages waiting",
+    "Oldest message",
+    "In: messages and recipients",
+    "In: bytes",
+    "Content waiting",
+    "Network trouble",
+    "Acceptance",
+    "Commit",
+    "First attempt",
+    "Delivery",
+    "Attempt",
+    "DNS look-up",
+    "Reports to senders",
+];
+
 /// How often the relay is scraped, and how often the alerts are looked at.
 const INTERVAL: &str = "1s";
 
@@ -232,6 +251,8 @@ impl World {
             ("posthaste_delivery_seconds_count", 7.0),
             ("posthaste_destination_backing_off{destination=\"dead.test\"}", 1.0),
             ("posthaste_destinations_failing{class=\"dns\"}", 1.0),
+            ("posthaste_dns_failures_total", 1.0),
+            ("posthaste_connect_failures_total", 1.0),
             ("posthaste_refusals_total{command=\"rcpt\",class=\"5xx\"}", 1.0),
             ("posthaste_refusals_total{command=\"connection\",class=\"4xx\"}", 1.0),
             ("posthaste_spool_failed", 0.0),
@@ -241,8 +262,13 @@ impl World {
         }
     }
 
-    /// Every target of every panel is valid, has a number, and has the labels that its legend shows.
+    /// Every target of every panel is valid, has a number, and has the labels that its legend shows; where there was
+    /// traffic, the first one is above zero.
     fn check_panels(&self, dashboard: &Value, chosen: &Chosen) {
+        let titles =
+            dashboard["panels"].as_array().unwrap().iter().map(|panel| panel["title"].as_str().unwrap());
+        let titles: BTreeSet<&str> = titles.collect();
+        assert!(ABOVE_ZERO.iter().all(|title| titles.contains(title)), "{titles:?}");
         for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
             let title = panel["title"].as_str().unwrap();
             let may_be_empty = MAY_BE_EMPTY.iter().any(|(empty, _)| *empty == title);
@@ -251,6 +277,9 @@ impl World {
                 let found = self.prometheus.ask(&expression);
                 let has_number = found.iter().any(|series| series.value.is_finite());
                 assert!(has_number || may_be_empty, "{title} shows nothing: {expression}\n{found:?}");
+                let above = found.iter().any(|series| series.value > 0.0);
+                let must = target["refId"] == "A" && ABOVE_ZERO.contains(&title);
+                assert!(above || !must, "{title} sees no traffic: {expression}\n{found:?}");
                 for label in legend_labels(target["legendFormat"].as_str().unwrap()) {
                     let all = found.iter().all(|series| series.labels.contains_key(label));
                     assert!(all, "{title} has no label {label} for its legend: {found:?}");
