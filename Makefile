@@ -15,7 +15,8 @@ CARGO ?= cargo
 BUILD := --release --all-features
 # program:Debian package:module of tests/real that needs it
 PEERS := swaks:swaks:swaks smtp-source:postfix:postfix smtp-sink:postfix:postfix \
-         dnsmasq:dnsmasq-base:dnsmasq curl:curl:curl python3:python3:python
+         dnsmasq:dnsmasq-base:dnsmasq curl:curl:curl python3:python3:python \
+         prometheus:prometheus:prometheus promtool:prometheus:prometheus
 
 # Runs a suite and prints its time, whatever comes of it.
 define SUITE

@@ -110,7 +110,7 @@ pub(super) fn counters(
 
 /// The values of the label `command`; the last one stands for everything else.
 const COMMANDS: [&str; 11] =
-    ["connect", "helo", "ehlo", "mail", "rcpt", "data", "bdat", "auth", "starttls", "vrfy", "other"];
+    ["connection", "helo", "ehlo", "mail", "rcpt", "data", "bdat", "auth", "starttls", "vrfy", "other"];
 
 /// `posthaste_refusals_total{command,class}`
 #[derive(Debug)]
@@ -121,8 +121,8 @@ impl Refusals {
         let family = counters(
             registry,
             "posthaste_refusals_total",
-            "Our 4yz and 5yz replies to clients, by command (connect is the greeting). Worry when 4xx grows: the \
-             relay turns mail away for a reason of its own.",
+            "Our 4yz and 5yz replies to clients, by command (connection: a session that the relay ends). Worry when \
+             4xx of mail or data grows: the relay turns mail away for a reason of its own.",
             &["command", "class"],
         )?;
         Ok(Self(

@@ -242,7 +242,8 @@ impl Metrics {
         Self::with_destinations(Vec::new(), DESTINATION_LABELS)
     }
 
-    /// Counts a refusal: our 4yz or 5yz reply to a client's command (any case; `connect` for the greeting).
+    /// Counts a refusal: our 4yz or 5yz reply to a client's command (any case; `connection` for
+    /// a session that the relay ends).
     pub fn refused(&self, command: &'static str, code: u16) {
         self.refusals.count(command, code);
     }
@@ -336,6 +337,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.refused("RCPT", 550);
         metrics.refused("nonsense", 500);
+        metrics.refused("connection", 421);
         metrics.outcome(Outcome::Deferred, CauseClass::Reply4xx);
         metrics.dsn(ReportKind::Delayed);
         metrics.panicked(Place::Session);
@@ -349,6 +351,7 @@ mod tests {
         for expected in [
             "posthaste_refusals_total{class=\"5xx\",command=\"rcpt\"} 1",
             "posthaste_refusals_total{class=\"5xx\",command=\"other\"} 1",
+            "posthaste_refusals_total{class=\"4xx\",command=\"connection\"} 1",
             "posthaste_recipients_total{class=\"reply_4xx\",outcome=\"deferred\"} 1",
             "posthaste_dsns_total{kind=\"delayed\"} 1",
             "posthaste_panics_total{place=\"session\"} 1",

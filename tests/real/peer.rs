@@ -21,6 +21,7 @@ pub fn find(program: &str) -> PathBuf {
         let package = match program {
             "smtp-source" | "smtp-sink" => "postfix",
             "dnsmasq" => "dnsmasq-base",
+            "promtool" => "prometheus",
             other => other,
         };
         panic!(

@@ -124,7 +124,10 @@ impl Job<'_> {
         context.metrics.dns_lookup_seconds.observe(took.as_secs_f64());
         let finding = match planned {
             Some(Ok(targets)) => return Some(targets),
-            Some(Err(cause)) => Finding::NoRoute(cause),
+            Some(Err(cause)) => {
+                context.metrics.dns_failures.inc_by(u64::from(cause.class == CauseClass::Dns));
+                Finding::NoRoute(cause)
+            }
             None => Finding::Aborted,
         };
         self.settle(finding);

@@ -16,7 +16,7 @@ use crate::mail::envelope::{LastReply, Status};
 use crate::mail::id::QueueId;
 use crate::mail::outcome::{Cause, CauseClass, DestinationEffect, Fate, RemoteHost};
 use crate::maillog::RecipientLine;
-use crate::metrics::Outcome;
+use crate::metrics::{self, Outcome};
 use crate::schedule::retry;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
@@ -71,6 +71,9 @@ impl Queue {
         self.apply_effect(&running, &report.result.effect, report.result.host.as_ref(), now_ms);
         let context = Context { id: running.id, host: report.result.host, tls: report.result.tls, now_ms };
         let mut fates = report.result.fates;
+        if fates.iter().any(|(_, fate)| matches!(fate, Fate::Crashed(_))) {
+            self.parts.metrics.panicked(metrics::Place::Delivery);
+        }
         let (mut refused, mut expired) = (Vec::new(), Vec::new());
         for number in &running.recipients {
             let found = fates.iter().position(|(who, _)| who == number);

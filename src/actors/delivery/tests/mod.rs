@@ -328,6 +328,15 @@ async fn a_domain_that_does_not_exist_bounces_without_a_connection() {
     let mut bench =
         Bench::with(&[nobody().await], Plan { mx: true, destination: "none.test", ..Plan::default() });
     assert_eq!(bench.deliver().await, "bounced no_host 5.1.2 → untouched");
+    assert_eq!(bench.context.metrics.dns_failures.get(), 0, "the name server did its work");
+}
+
+#[actix_rt::test]
+async fn a_name_server_that_fails_is_counted() {
+    let mut bench =
+        Bench::with(&[nobody().await], Plan { mx: true, destination: "mute.test", ..Plan::default() });
+    assert_eq!(bench.deliver().await, "deferred dns 4.4.3 → failed");
+    assert_eq!(bench.context.metrics.dns_failures.get(), 1);
 }
 
 #[actix_rt::test]

@@ -181,6 +181,7 @@ impl Resolve for Names {
         let answer = match domain.as_str() {
             "panic.test" => panic!("the resolver fails, as this test wants"),
             "none.test" => Err(DnsFailure::NoSuchDomain),
+            "mute.test" => Err(DnsFailure::Temporary("MX mute.test: no answer in time".to_owned())),
             _ => Ok(vec![MxRecord { preference: 10, exchange: "mx.test".to_owned() }]),
         };
         async { answer }.boxed()

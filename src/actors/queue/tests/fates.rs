@@ -161,6 +161,8 @@ fn a_message_that_crashes_its_delivery_three_times_goes_to_quarantine() {
         assert_eq!(world.tries_of("a@crash.example").len(), 3);
         let quarantined = world.spool.quarantined(None, 9).expect("readable");
         assert_eq!(quarantined.len(), 1);
+        let counted = world.metrics.encode().contains("posthaste_panics_total{place=\"delivery\"} 3\n");
+        assert!(counted, "{}", world.metrics.encode());
         sleep(DAY).await;
         world.check_idle().await;
         world.check_left("qx");
