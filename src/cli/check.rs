@@ -6,6 +6,7 @@ use super::{complain, say, summary};
 use crate::config::load::Source;
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Config, rules, secret};
+use crate::route::own;
 use crate::route::table::RouteTable;
 
 /// Prints every problem; fails when one of them is an error.
@@ -38,6 +39,7 @@ pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
 pub fn examine(config: &Config, source: &Source) -> Vec<Problem> {
     let mut problems = rules::check(config);
     problems.extend(secret::check(config));
+    problems.extend(own::check_routes(config, own::is_local));
     // What the rules can't see, building shows.
     if problems.iter().all(|problem| !problem.is_error()) {
         problems.extend(RouteTable::build(config).err().unwrap_or_default());

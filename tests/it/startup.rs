@@ -77,6 +77,18 @@ fn a_wrong_configuration_is_named_with_its_line_and_the_remedy() {
 }
 
 #[test]
+fn a_route_to_the_relay_itself_is_refused_with_its_line() {
+    let setup = Setup::new();
+    let own = setup.smtp;
+    let setup = setup.route("loop.test", own);
+    let line = 1 + setup.toml().lines().position(|line| line.starts_with("hosts")).unwrap();
+    let words =
+        [&format!("posthaste.toml:{line}:"), "route number 1", "this relay itself", "name another host"];
+    check_refused(&setup.run_to_end(), &words);
+    check_refused(&setup.run(&["check"]), &words);
+}
+
+#[test]
 fn check_reports_without_starting() {
     let setup = Setup::new().set("server.hostnam", "\"x.test\"");
     check_refused(&setup.run(&["check", "--config", "posthaste.toml"]), &["hostnam", "hostname"]);
