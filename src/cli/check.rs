@@ -1,8 +1,9 @@
-//! `posthaste check`: every problem with its place and a remedy; else what would run.
+//! `posthaste check`: every problem with its place and a remedy, those that a start would meet on this machine
+//! included; else what would run.
 
 use std::process::ExitCode;
 
-use super::{complain, say, summary};
+use super::{complain, machine, say, summary};
 use crate::config::load::Source;
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Config, rules, secret};
@@ -19,7 +20,11 @@ pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let problems = examine(&config, &source);
+    let mut problems = examine(&config, &source);
+    let mut here = machine::check(&config);
+    source.locate(&mut here);
+    problems.extend(here);
+    problems.sort_by(|a, b| a.place.cmp(&b.place));
     for problem in &problems {
         complain(problem);
     }

@@ -22,6 +22,7 @@ const ANSWER_MAX: u64 = 64 << 20;
 pub struct Client {
     address: SocketAddr,
     token: Option<String>,
+    patience: Duration,
 }
 
 /// Why there is no answer. Its text says what to do.
@@ -77,7 +78,13 @@ impl Client {
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Self { address: SocketAddr::new(ip, address.port()), token: None }
+        Self { address: SocketAddr::new(ip, address.port()), token: None, patience: ANSWER_TIMEOUT }
+    }
+
+    /// The same, but it waits for an answer no longer than this.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The same with the token of the relay's spool.
@@ -124,8 +131,8 @@ impl Client {
 
     fn exchange(&self, method: &str, path: &str) -> io::Result<(u16, Vec<u8>)> {
         let mut stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
         let mut request = format!("{method} {path} HTTP/1.0\r\nHost: {}\r\n", self.address);
         if let Some(token) = &self.token {
             request.push_str(&format!("Authorization: Bearer {token}\r\n"));

@@ -89,6 +89,29 @@ fn a_route_to_the_relay_itself_is_refused_with_its_line() {
 }
 
 #[test]
+fn check_names_a_port_that_another_program_has_and_only_warns_of_a_relay_s_own() {
+    let setup = Setup::new();
+    let taken = TcpListener::bind(setup.smtp).unwrap();
+    check_refused(
+        &setup.run(&["check"]),
+        &["posthaste.toml:", &setup.smtp.to_string(), "another program has it"],
+    );
+    drop(taken);
+    let relay = setup.start();
+    let checked = relay.verb(&["check"]);
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+    assert_eq!(said.matches("by the posthaste that is running").count(), 2, "{said}");
+}
+
+#[test]
+fn check_names_a_spool_that_can_not_be_made() {
+    let setup = Setup::new().set("spool.path", "\"file/spool\"");
+    std::fs::write(setup.folder().join("file"), "in the way").unwrap();
+    check_refused(&setup.run(&["check"]), &["posthaste.toml:", "file is no folder", "spool.path"]);
+}
+
+#[test]
 fn check_reports_without_starting() {
     let setup = Setup::new().set("server.hostnam", "\"x.test\"");
     check_refused(&setup.run(&["check", "--config", "posthaste.toml"]), &["hostnam", "hostname"]);
