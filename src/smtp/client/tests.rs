@@ -448,6 +448,19 @@ fn what_breaks_is_told_with_its_step() {
 }
 
 #[test]
+fn a_reply_that_is_none_takes_back_no_answer_that_came_before_it() {
+    check_pipelined(
+        "S: 250 ok|550 5.1.1 who?|999 x
+         ! finished 550 ?, protocol error while sending RCPT: not a reply: 999 x",
+    );
+    check_pipelined(
+        "S: 250 ok|250 ok|999 x|354 go
+         ! finished + ?, protocol error while sending RCPT: not a reply: 999 x",
+    );
+    check_pipelined("S: 550 no|999 x\n! finished ? ?, Mail refused 550 no");
+}
+
+#[test]
 fn a_refusal_in_the_middle_of_the_content_counts() {
     check_pipelined(
         "S: 250 ok|250 ok|250 ok|354 go
