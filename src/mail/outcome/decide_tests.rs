@@ -262,6 +262,9 @@ fn a_cause_reads_like_a_sentence() {
         panic!("next host")
     };
     assert_eq!(cause.to_string(), "EHLO refused: 450 4.7.1 who?");
+    let turned_away = session(refusal(Step::Greeting, "421 4.3.2 busy"));
+    let Next::Host(cause, _) = decide(turned_away, 1).next else { panic!("next host") };
+    assert_eq!(cause.to_string(), "session refused: 421 4.3.2 busy", "the connection was made");
     let Next::Host(cause, _) = decide(session(lost(Step::Greeting)), 1).next else { panic!("next host") };
     assert_eq!(cause.to_string(), "4.4.2 connection lost while waiting for the greeting: reset");
 }

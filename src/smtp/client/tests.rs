@@ -253,7 +253,7 @@ fn helo_follows_a_refused_ehlo() {
     );
     check(PLAIN, "S: 220 hi\nC: EHLO me.example\nS: 421 4.3.2 bye\n! broken EHLO refused");
     check(PLAIN, "S: 220 hi\nC: EHLO me.example\nS: 450 later\n! broken EHLO refused");
-    check(PLAIN, "S: 554 go away\n! broken connection refused");
+    check(PLAIN, "S: 554 go away\n! broken session refused");
     check(
         PLAIN,
         "S: 354 go\n! broken protocol error while waiting for the greeting: unexpected reply 354 go",
@@ -410,7 +410,7 @@ fn without_pipelining_data_is_not_sent_for_nobody_and_rset_comes_first_next_time
 
 #[test]
 fn the_closing_code_ends_the_connection_at_any_step() {
-    check(PLAIN, "S: 421 busy\n! broken connection refused");
+    check(PLAIN, "S: 421 busy\n! broken session refused");
     check_pipelined("S: 421 bye\n! finished ? ?, MAIL refused");
     check_pipelined("S: 250 ok|250 ok|421 bye\n! finished + ?, RCPT refused");
     check_pipelined("S: 250 ok|250 ok|250 ok|421 bye\n! finished + +, DATA refused");
