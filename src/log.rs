@@ -182,9 +182,8 @@ pub fn start_diagnostics(
     dropped: IntCounter,
 ) -> io::Result<LineSink> {
     let sink = LineSink::start("diagnostics", config.buffer, out, dropped)?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(std::env::var("RUST_LOG").ok().as_deref()))
         .with_ansi(false)
         .with_writer(DiagnosticsWriter(sink.clone()));
     // Somebody who embeds the relay may have set up tracing already: theirs is used then.
@@ -193,6 +192,19 @@ pub fn start_diagnostics(
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(sink)
+}
+
+/// What is shown: `wanted` (`RUST_LOG`), else `info` and above. The HTTP server's own words are left out unless
+/// `wanted` names its parts: it writes an error for each request that is none, so anybody could fill the log.
+fn filter(wanted: Option<&str>) -> EnvFilter {
+    const QUIET: &str =
+        "actix_server=warn,actix_http=warn,actix_http::h1::dispatcher=off,actix_http::h1::decoder=off";
+    let with = |directives: &str| EnvFilter::try_new(format!("{QUIET},{directives}"));
+    wanted
+        .filter(|wanted| !wanted.trim().is_empty())
+        .and_then(|wanted| with(wanted).ok())
+        .or_else(|| with("info").ok())
+        .unwrap_or_default()
 }
 
 /// Hands each event of tracing to the sink; an event is one `write`.
@@ -277,6 +289,33 @@ mod tests {
             assert!(sink.flush_within(LONG));
             assert_eq!(dropped.get(), expected);
         }
+    }
+
+    #[test]
+    fn a_request_that_is_none_writes_no_line_unless_it_was_asked_for() {
+        use tracing::subscriber::with_default;
+        let lines = |wanted: Option<&str>| {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let sink = LineSink::start("test", 100, Box::new(writer), counter()).unwrap();
+            let subscriber = tracing_subscriber::fmt()
+                .with_env_filter(filter(wanted))
+                .with_writer(DiagnosticsWriter(sink.clone()))
+                .finish();
+            with_default(subscriber, || {
+                tracing::error!(target: "actix_http::h1::dispatcher", "stream error");
+                tracing::info!(target: "actix_server::builder", "starting 1 workers");
+                tracing::warn!(target: "actix_server::accept", "no worker");
+                tracing::info!(target: "posthaste::embed", "draining");
+            });
+            drop(sink);
+            let mut text = String::new();
+            io::Read::read_to_string(&mut reader, &mut text).unwrap();
+            ["stream error", "starting", "no worker", "draining"].map(|word| text.contains(word))
+        };
+        assert_eq!(lines(None), [false, false, true, true]);
+        assert_eq!(lines(Some("error")), [false, false, true, false]);
+        assert_eq!(lines(Some("info,actix_http::h1::dispatcher=error")), [true, false, true, true]);
+        assert_eq!(lines(Some("no=such=filter")), [false, false, true, true]);
     }
 
     #[test]

@@ -13,14 +13,15 @@ use actix_web::{Error, HttpRequest};
 use super::{AdminContext, Failure};
 
 /// Refuses requests for another host: a web page whose name was pointed at this address (DNS rebinding) has its own
-/// name in `Host`.
+/// name in `Host`. A target in absolute form names a host too (RFC 9112 section 3.2.2); both must be ours.
 pub(super) async fn check_host(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let known = header(request.request(), HOST.as_str())
-        .is_some_and(|host| is_own_host(host, &context(request.request()).hosts));
-    if known {
+    let hosts = &context(request.request()).hosts;
+    let by_header = header(request.request(), HOST.as_str()).is_some_and(|host| is_own_host(host, hosts));
+    let by_target = request.uri().authority().is_none_or(|host| is_own_host(host.as_str(), hosts));
+    if by_header && by_target {
         return next.call(request).await;
     }
     Err(Failure::new(

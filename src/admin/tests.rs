@@ -207,6 +207,11 @@ fn the_api_needs_the_token_and_everything_needs_an_own_name() {
         ("GET /metrics", "evil.example", String::new(), 421),
         ("GET /livez", "evil.example", String::new(), 421),
         ("GET /nothing", "localhost", String::new(), 404),
+        ("GET http://evil.example/metrics", "localhost", String::new(), 421),
+        ("GET http://localhost@evil.example/livez", "localhost", String::new(), 421),
+        ("GET http://localhost/livez", "evil.example", String::new(), 421),
+        ("GET http://localhost:9925/livez", "localhost", String::new(), 200),
+        ("CONNECT evil.example:443", "localhost", String::new(), 421),
     ] {
         let request = format!("{line} HTTP/1.0\r\nHost: {host}\r\n{authorization}\r\n");
         assert_eq!(status(&relay, &request), expected, "{request}");

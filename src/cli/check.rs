@@ -1,11 +1,13 @@
-//! `posthaste check`: every problem with its place and a remedy; else what would run.
+//! `posthaste check`: every problem with its place and a remedy, those that a start would meet on this machine
+//! included; else what would run.
 
 use std::process::ExitCode;
 
-use super::{complain, say, summary};
+use super::{complain, machine, say, summary};
 use crate::config::load::Source;
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Config, rules, secret};
+use crate::route::own;
 use crate::route::table::RouteTable;
 
 /// Prints every problem; fails when one of them is an error.
@@ -18,7 +20,11 @@ pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let problems = examine(&config, &source);
+    let mut problems = examine(&config, &source);
+    let mut here = machine::check(&config);
+    source.locate(&mut here);
+    problems.extend(here);
+    problems.sort_by(|a, b| a.place.cmp(&b.place));
     for problem in &problems {
         complain(problem);
     }
@@ -38,6 +44,7 @@ pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
 pub fn examine(config: &Config, source: &Source) -> Vec<Problem> {
     let mut problems = rules::check(config);
     problems.extend(secret::check(config));
+    problems.extend(own::check_routes(config, own::is_local));
     // What the rules can't see, building shows.
     if problems.iter().all(|problem| !problem.is_error()) {
         problems.extend(RouteTable::build(config).err().unwrap_or_default());

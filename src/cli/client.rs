@@ -22,6 +22,7 @@ const ANSWER_MAX: u64 = 64 << 20;
 pub struct Client {
     address: SocketAddr,
     token: Option<String>,
+    patience: Duration,
 }
 
 /// Why there is no answer. Its text says what to do.
@@ -34,7 +35,7 @@ pub enum ClientError {
     NotRunning(SocketAddr),
     /// The token file is missing.
     #[error(
-        "{0} does not exist; the relay writes it when it first starts: check spool.path in the configuration, and that the relay has been started"
+        "{0} does not exist; a relay writes it when it starts and not again while it runs: start the relay, or restart it if the file was deleted; or correct spool.path in the configuration"
     )]
     NoToken(PathBuf),
     /// The token file can't be read.
@@ -77,7 +78,13 @@ impl Client {
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Self { address: SocketAddr::new(ip, address.port()), token: None }
+        Self { address: SocketAddr::new(ip, address.port()), token: None, patience: ANSWER_TIMEOUT }
+    }
+
+    /// The same, but it waits for an answer no longer than this.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The same with the token of the relay's spool.
@@ -85,7 +92,8 @@ impl Client {
     /// # Errors
     /// The token file is missing or unreadable.
     pub fn with_token(self, spool: &Path) -> Result<Self, ClientError> {
-        let path = token::path(spool);
+        // Absolute: a relative spool.path with another working directory is the most likely mistake.
+        let path = std::path::absolute(token::path(spool)).unwrap_or_else(|_| token::path(spool));
         match token::read(spool) {
             Ok(token) => Ok(Self { token: Some(token), ..self }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ClientError::NoToken(path)),
@@ -124,8 +132,8 @@ impl Client {
 
     fn exchange(&self, method: &str, path: &str) -> io::Result<(u16, Vec<u8>)> {
         let mut stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
-        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
         let mut request = format!("{method} {path} HTTP/1.0\r\nHost: {}\r\n", self.address);
         if let Some(token) = &self.token {
             request.push_str(&format!("Authorization: Bearer {token}\r\n"));
@@ -197,7 +205,10 @@ mod tests {
         let error = client.request("GET", "/livez").unwrap_err().to_string();
         assert!(error.contains("posthaste serve"), "{error}");
         let error = client.clone().with_token(spool.path()).unwrap_err().to_string();
-        assert!(error.contains("spool.path"), "{error}");
+        assert!(error.contains("spool.path") && error.contains("restart it"), "{error}");
+        let error = client.clone().with_token(Path::new("no-such-spool")).unwrap_err().to_string();
+        let absolute = std::env::current_dir().unwrap().join("no-such-spool/api-token");
+        assert!(error.starts_with(&format!("{} does not exist", absolute.display())), "{error}");
         std::fs::create_dir(token::path(spool.path())).unwrap();
         let error = client.with_token(spool.path()).unwrap_err().to_string();
         assert!(error.contains("the user that runs the relay"), "{error}");

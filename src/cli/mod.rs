@@ -14,6 +14,7 @@ pub mod check;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod machine;
 pub mod queue;
 pub mod serve;
 pub mod summary;

@@ -31,6 +31,19 @@ const WORKERS_MAX: usize = 1024;
 
 /// Every rule that the configuration breaks; an empty list is a good configuration.
 pub fn check(config: &Config) -> Vec<Problem> {
+    broken(config).into_iter().map(|broken| broken.problem).collect()
+}
+
+/// A rule that is broken.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub problem: Problem,
+    /// Whether the rule is about one value alone, whatever other keys are set to.
+    pub alone: bool,
+}
+
+/// As [`check`], with what each rule is about.
+pub(super) fn broken(config: &Config) -> Vec<Broken> {
     let mut rules = Rules::default();
     rules.server(config);
     rules.addresses(config);
@@ -42,21 +55,27 @@ pub fn check(config: &Config) -> Vec<Problem> {
     rules.routes(config);
     rules.retry(&config.retry);
     rules.at_least("log.buffer", config.log.buffer, 1);
-    rules.problems
+    rules.broken
 }
 
 #[derive(Default)]
 struct Rules {
-    problems: Vec<Problem>,
+    broken: Vec<Broken>,
 }
 
 impl Rules {
+    /// A value that is wrong whatever the others are.
     fn error(&mut self, key: impl Into<String>, text: impl Into<String>) {
-        self.problems.push(Problem::error_at(key, text));
+        self.broken.push(Broken { problem: Problem::error_at(key, text), alone: true });
     }
 
     fn warning(&mut self, key: impl Into<String>, text: impl Into<String>) {
-        self.problems.push(Problem::warning_at(key, text));
+        self.broken.push(Broken { problem: Problem::warning_at(key, text), alone: true });
+    }
+
+    /// A value that does not go with others, or is missing.
+    fn mismatch(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.broken.push(Broken { problem: Problem::error_at(key, text), alone: false });
     }
 
     fn at_least(&mut self, key: &str, value: usize, least: usize) {
@@ -113,8 +132,9 @@ impl Rules {
         let mut taken: Vec<SocketAddr> = Vec::new();
         let listeners = config.listeners.iter().map(|listener| listener.address).enumerate();
         for (number, address) in listeners {
+            self.native(&format!("listener.{number}.address"), address);
             if taken.iter().any(|other| collide(*other, address)) {
-                self.error(
+                self.mismatch(
                     format!("listener.{number}.address"),
                     format!("another [[listener]] has the address {address} already; remove one, or change its port"),
                 );
@@ -122,11 +142,21 @@ impl Rules {
             taken.push(address);
         }
         let http = config.http.address;
+        self.native("http.address", http);
         if config.listener_addresses().iter().any(|other| collide(*other, http)) {
-            self.error(
+            self.mismatch(
                 "http.address",
                 format!("http.address {http} is a listener's too; change one of the ports"),
             );
+        }
+    }
+
+    /// No socket listens on an IPv4 address in IPv6 form.
+    fn native(&mut self, key: &str, address: SocketAddr) {
+        let canonical = address.ip().to_canonical();
+        if canonical != address.ip() {
+            let meant = SocketAddr::new(canonical, address.port());
+            self.error(key, format!("{address} is an IPv4 address in IPv6 form; write {meant}"));
         }
     }
 
@@ -254,13 +284,16 @@ impl Rules {
 
     fn route(&mut self, at: &str, route: &RouteConfig, config: &Config) {
         if route.domains.is_empty() {
-            self.error(
+            self.mismatch(
                 format!("{at}.domains"),
                 "this route has no domains; add domains = [\"example.org\"], or [\"*\"] for all",
             );
         }
         if route.hosts.is_empty() {
-            self.error(format!("{at}.hosts"), "this route has no hosts; add hosts = [\"mx.example.org:25\"]");
+            self.mismatch(
+                format!("{at}.hosts"),
+                "this route has no hosts; add hosts = [\"mx.example.org:25\"]",
+            );
         }
         for (number, host) in route.hosts.iter().enumerate() {
             if let Err(text) = RouteHost::parse(host, 25) {
@@ -280,12 +313,12 @@ impl Rules {
     fn credentials(&mut self, at: &str, route: &RouteConfig, default_tls: TlsPolicy) {
         match (&route.username, &route.password_file) {
             (None, None) => return,
-            (Some(_), None) => self.error(
+            (Some(_), None) => self.mismatch(
                 format!("{at}.username"),
                 "this route has a username but no password; add password_file = \"FILE\" (its first line is the \
                  password)",
             ),
-            (None, Some(_)) => self.error(
+            (None, Some(_)) => self.mismatch(
                 format!("{at}.password_file"),
                 "this route has a password_file but no username; add username = \"NAME\"",
             ),
@@ -296,7 +329,10 @@ impl Rules {
         }
         if route.tls.unwrap_or(default_tls) != TlsPolicy::Required {
             let key = if route.tls.is_some() { format!("{at}.tls") } else { format!("{at}.username") };
-            self.error(key, "a password is sent only over checked TLS; add tls = \"required\" to this route");
+            self.mismatch(
+                key,
+                "a password is sent only over checked TLS; add tls = \"required\" to this route",
+            );
         }
     }
 
@@ -315,11 +351,14 @@ impl Rules {
             );
         }
         self.lasting("retry.give_up_after", retry.give_up_after);
-        self.notice("retry.delay_notice_after", retry.delay_notice_after, retry.give_up_after);
+        // The one of the two that was written, so that the problem has its line.
+        let is_default = retry.delay_notice_after == RetryConfig::default().delay_notice_after;
+        let key = if is_default { "retry.give_up_after" } else { "retry.delay_notice_after" };
+        self.notice(key, retry.delay_notice_after, retry.give_up_after);
         for (number, over) in retry.overrides.iter().enumerate() {
             let at = format!("retry.for.{number}");
             if over.domains.is_empty() {
-                self.error(
+                self.mismatch(
                     format!("{at}.domains"),
                     "this [[retry.for]] has no domains; add domains = [\"example.org\"]",
                 );
@@ -329,13 +368,16 @@ impl Rules {
                 self.lasting(&format!("{at}.give_up_after"), give_up_after);
             }
             // What both inherit was checked above.
-            if over.give_up_after.or(over.delay_notice_after).is_some() {
-                self.notice(
-                    &format!("{at}.delay_notice_after"),
-                    over.delay_notice_after.unwrap_or(retry.delay_notice_after),
-                    over.give_up_after.unwrap_or(retry.give_up_after),
-                );
-            }
+            let key = match (over.give_up_after, over.delay_notice_after) {
+                (None, None) => continue,
+                (_, Some(_)) => "delay_notice_after",
+                (Some(_), None) => "give_up_after",
+            };
+            self.notice(
+                &format!("{at}.{key}"),
+                over.delay_notice_after.unwrap_or(retry.delay_notice_after),
+                over.give_up_after.unwrap_or(retry.give_up_after),
+            );
         }
     }
 
@@ -356,11 +398,11 @@ impl Rules {
     fn notice(&mut self, key: &str, notice: Duration, give_up: Duration) {
         if !notice.is_zero() && notice >= give_up {
             let (notice, give_up) = (format_duration(notice), format_duration(give_up));
-            self.error(
+            self.mismatch(
                 key,
                 format!(
-                    "delay_notice_after ({notice}) must be less than give_up_after ({give_up}); shorten it, or write \
-                     delay_notice_after = \"0\" for no notice"
+                    "delay_notice_after ({notice}) must be less than give_up_after ({give_up}); change one of them, or \
+                     write delay_notice_after = \"0\" for no notice"
                 ),
             );
         }

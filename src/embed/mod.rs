@@ -43,7 +43,7 @@ use crate::metrics::Metrics;
 use crate::smtp::address::{AddressError, ForwardPath, ReversePath};
 use crate::spool::SpoolError;
 use crate::tls::TlsClients;
-pub use start::metrics;
+pub use start::{metrics, unavailable};
 
 /// How long the last commit may take after the drain time.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
@@ -134,6 +134,9 @@ pub enum SubmitError {
     /// A line ends with something else than CRLF: it would be refused, or split in two, down the road.
     #[error("every line of the content must end with CRLF")]
     LineEnds,
+    /// It has a NUL character: remote hosts refuse it, or read another message than we do.
+    #[error("the content has a NUL character; encode it as base64 or quoted-printable")]
+    Nul,
     /// The relay is stopping.
     #[error("the relay is stopping")]
     Draining,
@@ -253,9 +256,7 @@ impl Server {
         if message.content.len() as u64 > size_max {
             return Err(SubmitError::TooLarge);
         }
-        if !has_strict_line_ends(&message.content) {
-            return Err(SubmitError::LineEnds);
-        }
+        check_content(&message.content)?;
         if self.shared.room.is_short() {
             return Err(SubmitError::NoRoom);
         }
@@ -330,10 +331,36 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |source| StartError::System { what, source }
 }
 
+/// Refuses what a session would: see `smtp::scanner`.
+fn check_content(content: &[u8]) -> Result<(), SubmitError> {
+    if !has_strict_line_ends(content) {
+        return Err(SubmitError::LineEnds);
+    }
+    if memchr::memchr(0, content).is_some() { Err(SubmitError::Nul) } else { Ok(()) }
+}
+
 /// Every CR is followed by LF and every LF preceded by CR.
 fn has_strict_line_ends(content: &[u8]) -> bool {
     memchr::memchr2_iter(b'\r', b'\n', content).all(|at| match content[at] {
         b'\r' => content.get(at + 1) == Some(&b'\n'),
         _ => at > 0 && content[at - 1] == b'\r',
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_with_stray_line_ends_or_a_nul_is_refused() {
+        for (content, expected) in [
+            ("a\r\n\r\nb\r\n", Ok(())),
+            ("", Ok(())),
+            ("a\nb\r\n", Err(SubmitError::LineEnds)),
+            ("a\r", Err(SubmitError::LineEnds)),
+            ("a\r\nb\0c\r\n", Err(SubmitError::Nul)),
+        ] {
+            assert_eq!(check_content(content.as_bytes()), expected, "{content:?}");
+        }
+    }
 }

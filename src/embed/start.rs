@@ -88,8 +88,28 @@ impl Sockets {
     }
 }
 
+/// Which addresses could not be listened on now, by key, and why. Each is taken for a moment and let go; nobody can
+/// connect meanwhile.
+pub fn unavailable(config: &Config) -> Vec<(String, StartError)> {
+    let all = config.listener_addresses();
+    let listeners =
+        all.iter().enumerate().map(|(number, address)| (format!("listener.{number}.address"), *address));
+    let http = ("http.address".to_owned(), config.http.address);
+    listeners
+        .chain([http])
+        .filter_map(|(key, address)| {
+            let source = reserve(address, &all).err()?;
+            Some((key, not_listening(address, source)))
+        })
+        .collect()
+}
+
 fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, StartError> {
-    listen(address, all).map_err(|source| StartError::Listen {
+    listen(address, all).map_err(|source| not_listening(address, source))
+}
+
+fn not_listening(address: SocketAddr, source: std::io::Error) -> StartError {
+    StartError::Listen {
         address,
         remedy: match source.kind() {
             std::io::ErrorKind::AddrInUse => "another program has it: stop that one, or choose another port",
@@ -102,7 +122,7 @@ fn bind(address: SocketAddr, all: &[SocketAddr]) -> Result<TcpListener, StartErr
             _ => "choose another address",
         },
         source,
-    })
+    }
 }
 
 /// Metrics whose destination labels are the configured patterns and the busiest destinations.
@@ -133,9 +153,16 @@ fn share(files: u64, sessions: u64, connections: u64) -> (usize, usize) {
     (fit(sessions), fit(connections))
 }
 
-/// Listens. `SO_REUSEADDR` lets a restart follow at once. `[::]` takes IPv4 clients too, unless `0.0.0.0` is among `all`
-/// with the same port.
 fn listen(address: SocketAddr, all: &[SocketAddr]) -> std::io::Result<TcpListener> {
+    let socket = reserve(address, all)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Binds. `SO_REUSEADDR` lets a restart follow at once. `[::]` takes IPv4 clients too, unless `0.0.0.0` is among `all`
+/// with the same port.
+fn reserve(address: SocketAddr, all: &[SocketAddr]) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         let both = address.ip().is_unspecified()
@@ -144,9 +171,7 @@ fn listen(address: SocketAddr, all: &[SocketAddr]) -> std::io::Result<TcpListene
     }
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::own;
 use crate::config::pattern::DomainPattern;
 use crate::config::problem::Problem;
 use crate::config::{Config, RouteConfig, TlsPolicy, secret};
@@ -20,8 +21,12 @@ impl RouteTable {
     /// Makes the table of a configuration; reads the password files it names.
     ///
     /// # Errors
-    /// Every host that can't be read and every password file that can't be used.
+    /// Every host that can't be read or is this relay itself, and every password file that can't be used.
     pub fn build(config: &Config) -> Result<Self, Vec<Problem>> {
+        let own = own::check_routes(config, own::is_local);
+        if !own.is_empty() {
+            return Err(own);
+        }
         Self::build_with(config, secret::read_password)
     }
 

@@ -13,7 +13,7 @@
 //! ```
 
 use bytes::BytesMut;
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 /// Longest line of content in octets, CRLF excluded. RFC 5321 section 4.5.3.1.6 asks for 998 at least; applications
 /// send longer ones and remotes take them, so they pass up to this bound.
@@ -47,6 +47,7 @@ pub struct Scanner {
     state: State,
     line: usize,
     longest: usize,
+    nul: bool,
     header: HeaderWatch,
 }
 
@@ -56,6 +57,12 @@ impl Scanner {
     /// Whole runs of lines are copied at once: only a stuffed dot, a CR at the end of the input and the end of data
     /// cut a run.
     pub fn scan(&mut self, input: &[u8], out: &mut BytesMut) -> (usize, Scan) {
+        let (used, scan) = self.scan_lines(input, out);
+        self.nul = self.nul || memchr(0, &input[..used]).is_some();
+        (used, scan)
+    }
+
+    fn scan_lines(&mut self, input: &[u8], out: &mut BytesMut) -> (usize, Scan) {
         // `input[run..at]` is content that is not in `out` yet.
         let (mut run, mut at) = (0, 0);
         while at < input.len() {
@@ -119,6 +126,12 @@ impl Scanner {
     /// Whether a line was longer than [`TEXT_LINE_MAX`].
     pub fn has_long_line(&self) -> bool {
         self.longest.max(self.line) > TEXT_LINE_MAX
+    }
+
+    /// Whether a NUL came: no text has one (RFC 5322 section 4 takes it out of the obsolete syntax too), and hosts that
+    /// end a line there, or drop it, would read another message.
+    pub fn has_nul(&self) -> bool {
+        self.nul
     }
 
     /// `Received:` fields seen in the header section.
@@ -202,6 +215,24 @@ mod tests {
         ] {
             for pieces in [1, 2, bad.len()] {
                 assert_eq!(scan(bad, pieces).1, Scan::Bare, "{:?}", bad.escape_ascii());
+            }
+        }
+    }
+
+    #[test]
+    fn a_nul_is_seen_wherever_it_is_but_not_behind_the_end_of_data() {
+        for (input, expected) in [
+            (b"a\0b\r\n.\r\n".as_slice(), true),
+            (b"\0\r\n.\r\n", true),
+            (b".\0\r\n.\r\n", true),
+            (b"a\r\n.\r\n\0", false),
+            (b"0\x01\x7f\r\n.\r\n", false),
+        ] {
+            for pieces in [1, 2, input.len()] {
+                let (mut scanner, mut out) = (Scanner::default(), BytesMut::new());
+                let ended = |(_, scan)| scan == Scan::End;
+                let _ = input.chunks(pieces).any(|piece| ended(scanner.scan(piece, &mut out)));
+                assert_eq!(scanner.has_nul(), expected, "{:?} by {pieces}", input.escape_ascii());
             }
         }
     }

@@ -1,13 +1,17 @@
 //! The log's reader may stop: lines are dropped and counted, mail never waits.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::support::message::{self, Chance};
 use crate::support::relay::{self, Relay, Setup};
 use crate::support::sink::Sink;
 use crate::support::smtp;
-use crate::support::{http, wait_until};
+use crate::support::{PATIENCE, http, wait_until};
 
 #[test]
 fn a_stopped_reader_of_the_log_delays_no_mail() {
@@ -56,8 +60,24 @@ fn each_mail_event_is_a_line_that_starts_with_the_queue_id() {
         .to_owned();
     sink.await_mail_for("b@x.test");
     for event in ["accepted", "delivered"] {
-        wait_until(&format!("the line of \"{event}\""), crate::support::PATIENCE, || {
+        wait_until(&format!("the line of \"{event}\""), PATIENCE, || {
             relay.output().lines().any(|line| line.contains(&id) && line.contains(event))
         });
     }
+}
+
+#[test]
+fn a_request_that_is_no_http_writes_no_line() {
+    let relay = Setup::new().start();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(relay.http()).unwrap();
+        stream.write_all(b"\x16\x03\x01 nonsense\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    // A line that comes behind those that should not be.
+    relay.signal(Signal::SIGHUP);
+    wait_until("the word on SIGHUP", PATIENCE, || relay.output().contains("SIGHUP is ignored"));
+    assert!(!relay.output().contains("actix"), "{}", relay.output());
 }

@@ -77,6 +77,41 @@ fn a_wrong_configuration_is_named_with_its_line_and_the_remedy() {
 }
 
 #[test]
+fn a_route_to_the_relay_itself_is_refused_with_its_line() {
+    let setup = Setup::new();
+    let own = setup.smtp;
+    let setup = setup.route("loop.test", own);
+    let line = 1 + setup.toml().lines().position(|line| line.starts_with("hosts")).unwrap();
+    let words =
+        [&format!("posthaste.toml:{line}:"), "route number 1", "this relay itself", "name another host"];
+    check_refused(&setup.run_to_end(), &words);
+    check_refused(&setup.run(&["check"]), &words);
+}
+
+#[test]
+fn check_names_a_port_that_another_program_has_and_only_warns_of_a_relay_s_own() {
+    let setup = Setup::new();
+    let taken = TcpListener::bind(setup.smtp).unwrap();
+    check_refused(
+        &setup.run(&["check"]),
+        &["posthaste.toml:", &setup.smtp.to_string(), "another program has it"],
+    );
+    drop(taken);
+    let relay = setup.start();
+    let checked = relay.verb(&["check"]);
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+    assert_eq!(said.matches("by the posthaste that is running").count(), 2, "{said}");
+}
+
+#[test]
+fn check_names_a_spool_that_can_not_be_made() {
+    let setup = Setup::new().set("spool.path", "\"file/spool\"");
+    std::fs::write(setup.folder().join("file"), "in the way").unwrap();
+    check_refused(&setup.run(&["check"]), &["posthaste.toml:", "file is no folder", "spool.path"]);
+}
+
+#[test]
 fn check_reports_without_starting() {
     let setup = Setup::new().set("server.hostnam", "\"x.test\"");
     check_refused(&setup.run(&["check", "--config", "posthaste.toml"]), &["hostnam", "hostname"]);

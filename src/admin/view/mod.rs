@@ -24,8 +24,10 @@ pub struct QueuePage {
 pub struct MessageSummary {
     /// Queue id.
     pub id: String,
-    /// When it was accepted.
-    pub arrived: Moment,
+    /// When it was accepted: RFC 3339, UTC.
+    pub arrived: String,
+    /// Seconds since then.
+    pub age_seconds: u64,
     /// Reverse-path without brackets; empty for a report.
     pub from: String,
     /// Content bytes.
@@ -49,8 +51,10 @@ pub struct MessageSummary {
 pub struct MessageView {
     /// Queue id.
     pub id: String,
-    /// When it was accepted.
-    pub arrived: Moment,
+    /// When it was accepted: RFC 3339, UTC.
+    pub arrived: String,
+    /// Seconds since then.
+    pub age_seconds: u64,
     /// Reverse-path without brackets; empty for a report.
     pub from: String,
     /// Content bytes.
@@ -145,8 +149,10 @@ pub enum WaitingKind {
 /// What was heard last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastReplyView {
-    /// When.
-    pub at: Moment,
+    /// When: RFC 3339, UTC.
+    pub at: String,
+    /// Seconds since then.
+    pub age_seconds: u64,
     /// The remote host as `name[address]:port`, if one was reached or tried.
     pub host: Option<String>,
     /// What it said, or what happened.
@@ -155,13 +161,15 @@ pub struct LastReplyView {
     pub class: String,
 }
 
-/// A point in time, for programs and for people.
+/// When something will be done, for programs and for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
-    /// RFC 3339, UTC.
+    /// RFC 3339, UTC. May be past: then it is done as soon as what it waits for allows.
     pub at: String,
-    /// Seconds from now; negative when it is past.
-    pub in_seconds: i64,
+    /// Seconds from now; 0 once it is due.
+    pub in_seconds: u64,
+    /// Whether the time has come.
+    pub due: bool,
 }
 
 /// Any answer that is an error.
@@ -184,19 +192,21 @@ impl Moment {
     /// `at_ms` as seen at `now_ms`, both wall time in milliseconds.
     pub fn new(at_ms: u64, now_ms: u64) -> Self {
         // Whole seconds; what is due in 0.1 s is not due yet.
-        let in_seconds = if at_ms > now_ms {
-            i64::try_from((at_ms - now_ms).div_ceil(1000)).unwrap_or(i64::MAX)
-        } else {
-            -i64::try_from((now_ms - at_ms) / 1000).unwrap_or(i64::MAX)
-        };
-        Self { at: Rfc3339(at_ms).to_string(), in_seconds }
+        let in_seconds = at_ms.saturating_sub(now_ms).div_ceil(1000);
+        Self { at: Rfc3339(at_ms).to_string(), in_seconds, due: at_ms <= now_ms }
     }
+}
+
+/// Whole seconds from `at_ms` to `now_ms`; 0 when the clock was set back.
+fn age_seconds(at_ms: u64, now_ms: u64) -> u64 {
+    now_ms.saturating_sub(at_ms) / 1000
 }
 
 impl LastReplyView {
     fn new(last: &LastReply, now_ms: u64) -> Self {
         Self {
-            at: Moment::new(last.at_ms, now_ms),
+            at: Rfc3339(last.at_ms).to_string(),
+            age_seconds: age_seconds(last.at_ms, now_ms),
             host: last.host.clone(),
             text: last.cause.to_string(),
             class: last.cause.class.word().to_owned(),
@@ -219,7 +229,8 @@ impl MessageSummary {
         });
         Self {
             id: envelope.id.to_string(),
-            arrived: Moment::new(envelope.arrived_ms, now_ms),
+            arrived: Rfc3339(envelope.arrived_ms).to_string(),
+            age_seconds: age_seconds(envelope.arrived_ms, now_ms),
             from: envelope.reverse_path.as_str().to_owned(),
             size: envelope.size,
             recipients: envelope.recipients.len(),
@@ -245,7 +256,8 @@ impl MessageView {
         let recipients = envelope.recipients.iter().zip(&message.states).zip(0_u16..);
         Self {
             id: envelope.id.to_string(),
-            arrived: Moment::new(envelope.arrived_ms, now_ms),
+            arrived: Rfc3339(envelope.arrived_ms).to_string(),
+            age_seconds: age_seconds(envelope.arrived_ms, now_ms),
             from: envelope.reverse_path.as_str().to_owned(),
             size: envelope.size,
             origin: origin(&envelope.origin),
@@ -317,7 +329,7 @@ fn backing_off(record: Option<&DestinationRecord>, retry_ms: u64, now_ms: u64) -
 
 fn at(at_ms: u64, now_ms: u64) -> String {
     let moment = Moment::new(at_ms, now_ms);
-    format!("at {} (in {})", moment.at, human_seconds(moment.in_seconds.unsigned_abs()))
+    format!("at {} (in {})", moment.at, human_seconds(moment.in_seconds))
 }
 
 /// A number of seconds in its two largest units: `42s`, `5m 10s`, `2h 3m`, `4d 1h`.

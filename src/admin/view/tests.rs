@@ -56,7 +56,7 @@ fn check(
     retry_at_ms: Option<u64>,
     memory: InMemory,
     expected: Option<(WaitingKind, &str)>,
-    next: Option<i64>,
+    next: Option<u64>,
 ) {
     let record = retry_at_ms.map(|retry_at_ms| DestinationRecord {
         failures: 3,
@@ -129,9 +129,23 @@ fn a_summary_counts_only_who_still_waits() {
     let summary = MessageSummary::new(&message(states), &[None, Some(backing_off), None], NOW);
     assert_eq!((summary.recipients, summary.waiting, summary.attempts), (3, 2, 4));
     assert_eq!(summary.to, ["r0@one.example", "r1@one.example"]);
-    assert_eq!(summary.arrived.in_seconds, -60);
+    assert_eq!((summary.arrived.as_str(), summary.age_seconds), ("2023-11-15T11:59:00.000Z", 60));
     assert_eq!(summary.next_attempt.unwrap().in_seconds, 90, "its destination backs off");
     assert_eq!(summary.last_reply.unwrap().text, "4.4.1 newer");
+}
+
+#[test]
+fn what_is_due_is_in_no_seconds_and_says_so() {
+    let json = |at_ms| serde_json::to_string(&Moment::new(at_ms, NOW)).unwrap();
+    assert_eq!(json(NOW - MINUTE), r#"{"at":"2023-11-15T11:59:00.000Z","in_seconds":0,"due":true}"#);
+    assert_eq!(json(NOW), r#"{"at":"2023-11-15T12:00:00.000Z","in_seconds":0,"due":true}"#);
+    assert_eq!(json(NOW + 100), r#"{"at":"2023-11-15T12:00:00.100Z","in_seconds":1,"due":false}"#);
+}
+
+#[test]
+fn the_last_reply_has_its_time_as_plain_text() {
+    let json = serde_json::to_value(LastReplyView::new(&last(NOW - MINUTE, "refused"), NOW)).unwrap();
+    assert_eq!((&json["at"], &json["age_seconds"]), (&"2023-11-15T11:59:00.000Z".into(), &60.into()));
 }
 
 #[test]

@@ -153,7 +153,7 @@ fn row(message: &MessageSummary) -> [String; 8] {
     let first = message.to.first().map_or("", String::as_str);
     [
         message.id.clone(),
-        human_seconds(message.arrived.in_seconds.unsigned_abs()),
+        human_seconds(message.age_seconds),
         format_size_short(message.size),
         message.attempts.to_string(),
         message.next_attempt.as_ref().map_or_else(String::new, due),
@@ -164,7 +164,7 @@ fn row(message: &MessageSummary) -> [String; 8] {
 }
 
 fn due(moment: &Moment) -> String {
-    if moment.in_seconds <= 0 { "now".to_owned() } else { human_seconds(moment.in_seconds.unsigned_abs()) }
+    if moment.due { "now".to_owned() } else { human_seconds(moment.in_seconds) }
 }
 
 /// A size to one KiB or MiB.
@@ -202,7 +202,7 @@ fn message_text(message: &MessageView) -> String {
         "message   {}\nfrom      <{}>\narrived   {}\nsize      {} bytes\norigin    {}\n",
         message.id,
         all(&message.from),
-        when(&message.arrived),
+        ago(&message.arrived, message.age_seconds),
         message.size,
         all(&message.origin),
     );
@@ -237,15 +237,18 @@ fn recipient_text(text: &mut String, recipient: &RecipientView) {
 
 fn last_text(last: &LastReplyView) -> String {
     let host = last.host.as_ref().map(|host| format!(", {host}")).unwrap_or_default();
-    format!("{} ({}{host})", last.text, when(&last.at))
+    format!("{} ({}{host})", last.text, ago(&last.at, last.age_seconds))
+}
+
+fn ago(at: &str, age_seconds: u64) -> String {
+    format!("{at} ({} ago)", human_seconds(age_seconds))
 }
 
 fn when(moment: &Moment) -> String {
-    let distance = human_seconds(moment.in_seconds.unsigned_abs());
-    if moment.in_seconds > 0 {
-        format!("{} (in {distance})", moment.at)
+    if moment.due {
+        format!("{} (now)", moment.at)
     } else {
-        format!("{} ({distance} ago)", moment.at)
+        format!("{} (in {})", moment.at, human_seconds(moment.in_seconds))
     }
 }
 

@@ -33,7 +33,7 @@ pub const DEFAULT_FILE: &str = "posthaste.toml";
 ///
 /// # Errors
 /// Every problem, each with its place and a remedy. When the file and the variables can be read, problems of
-/// meaning ([`rules::check`]) in the sound sections are among them.
+/// meaning ([`rules::check`]) are among them, but for those that a damaged value may have brought about.
 pub fn load(
     cli_path: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
@@ -93,7 +93,7 @@ fn parse(sources: &Sources) -> Result<(Config, Source), ConfigErrors> {
     }
 }
 
-/// The problems so far, and the sections they are in.
+/// The problems so far, and the keys they are at.
 struct Report {
     damaged: BTreeSet<String>,
     problems: Vec<Problem>,
@@ -101,23 +101,38 @@ struct Report {
 
 impl Report {
     fn note(&mut self, key: &str, problem: Problem) {
-        self.damaged.insert(section_of(key).to_owned());
+        self.damaged.insert(key.to_owned());
         self.problems.push(problem);
     }
 
-    /// Adds what the rules say of the sections that could be read.
+    /// Adds what the rules say of what could be read.
     fn finish(mut self, config: Option<&Config>, source: &Source) -> ConfigErrors {
-        let is_sound = |problem: &Problem| match &problem.place {
-            Place::Key(key) => !self.damaged.contains(section_of(key)),
+        let is_sound = |broken: &rules::Broken| match &broken.problem.place {
+            Place::Key(key) if broken.alone => !self.damaged.iter().any(|damage| touches(damage, key)),
+            Place::Key(key) => !self.damaged.iter().any(|damage| section_of(damage) == section_of(key)),
             _ => false,
         };
+        let broken = config.map(rules::broken).unwrap_or_default();
         let mut more: Vec<Problem> =
-            config.map(rules::check).unwrap_or_default().into_iter().filter(is_sound).collect();
+            broken.into_iter().filter(is_sound).map(|broken| broken.problem).collect();
         source.locate(&mut more);
         self.problems.extend(more);
         self.problems.sort_by(|a, b| a.place.cmp(&b.place));
         ConfigErrors(self.problems)
     }
+}
+
+/// Whether what was taken out at `damage` may be what a rule found at `key`: one is inside the other, or both are in
+/// the list whose entries have other numbers now.
+fn touches(damage: &str, key: &str) -> bool {
+    let damage = match damage.rsplit_once('.') {
+        Some((list, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => list,
+        _ => damage,
+    };
+    let is_inside = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    is_inside(damage, key) || is_inside(key, damage)
 }
 
 fn section_of(key: &str) -> &str {

@@ -13,10 +13,17 @@ fn problems(text: &str, environment: &[(&str, &str)]) -> String {
     read(text, environment).unwrap_err().to_string()
 }
 
+/// Each file has one problem, of which exactly this is said.
+#[track_caller]
+fn check_each(table: &[(&str, &str)]) {
+    for (text, expected) in table {
+        assert_eq!(problems(text, &[]), format!("posthaste.toml:{expected}"), "{text}");
+    }
+}
+
 #[test]
-fn each_bad_file_is_told_its_line_and_remedy() {
-    for (text, expected) in [
-        // Keys.
+fn an_unknown_key_or_section_is_told_what_was_meant() {
+    check_each(&[
         (
             "[delivery]\nconections = 2\n",
             "2:1: unknown key \"conections\" in [delivery]; did you mean \"connections\"?",
@@ -38,7 +45,12 @@ fn each_bad_file_is_told_its_line_and_remedy() {
         ),
         ("[spool]\nnetworks = []\n", "2:1: unknown key \"networks\" in [spool]; it belongs in [relay]"),
         ("[log]\ncolour = true\n", "2:1: unknown key \"colour\" in [log]; the keys here are format, buffer"),
-        // Values.
+    ]);
+}
+
+#[test]
+fn a_wrong_number_or_switch_is_told_what_to_write() {
+    check_each(&[
         (
             "[delivery]\nconnections = \"a\"\n",
             "2:15: delivery.connections is \"a\"; write a whole number, such as 1000",
@@ -57,6 +69,12 @@ fn each_bad_file_is_told_its_line_and_remedy() {
         ),
         ("[retry]\njitter = \"low\"\n", "2:10: retry.jitter is \"low\"; write a number, such as 0.2"),
         ("[dns]\nvalidate = \"yes\"\n", "2:12: dns.validate is \"yes\"; write true or false"),
+    ]);
+}
+
+#[test]
+fn a_wrong_text_or_word_is_told_what_to_write() {
+    check_each(&[
         (
             "[server]\nhostname = 5\n",
             "2:12: server.hostname is 5; write text in quotes, such as \"relay.example.org\"",
@@ -68,6 +86,12 @@ fn each_bad_file_is_told_its_line_and_remedy() {
             "[[route]]\ntls = \"on\"\n",
             "2:7: route.tls is \"on\"; write one of \"off\", \"opportunistic\", \"required\"",
         ),
+    ]);
+}
+
+#[test]
+fn a_wrong_duration_or_size_is_told_what_to_write() {
+    check_each(&[
         (
             "[retry]\ngive_up_after = \"5 weeks\"\n",
             "2:17: retry.give_up_after: \"5 weeks\" is not a duration; write a whole number and ms, s, m, h or d, such \
@@ -83,6 +107,12 @@ fn each_bad_file_is_told_its_line_and_remedy() {
              \"1h\", \"2h\", \"4h\"]",
         ),
         ("[limits]\nmessage_size = -1\n", "2:16: limits.message_size is -1; write a size, such as \"50MiB\""),
+    ]);
+}
+
+#[test]
+fn a_wrong_address_network_or_domain_is_told_what_to_write() {
+    check_each(&[
         (
             "[[listener]]\naddress = \"localhost:25\"\n",
             "2:11: listener.address is \"localhost:25\"; write an IP address and a port, such as \"127.0.0.1:2525\"",
@@ -103,6 +133,12 @@ fn each_bad_file_is_told_its_line_and_remedy() {
             "[[route]]\ndomains = [\"a b\"]\n",
             "2:11: route.domains: \"a b\" is not a domain; write example.org, *.example.org (its subdomains) or *",
         ),
+    ]);
+}
+
+#[test]
+fn a_section_in_the_place_of_a_list_and_a_list_in_that_of_a_section_are_named() {
+    check_each(&[
         (
             "server = 5\n",
             "1:10: server is one section; write [server] in the file, POSTHASTE_SERVER__… in the environment",
@@ -116,7 +152,12 @@ fn each_bad_file_is_told_its_line_and_remedy() {
             "1:1: listener is a list; write [[listener]] in the file, POSTHASTE_LISTENER__0__… in the environment",
         ),
         ("route = [5]\n", "1:10: route is 5; write it as a section: [[route]]"),
-        // Text that is no TOML.
+    ]);
+}
+
+#[test]
+fn what_is_no_toml_is_told_in_plain_words() {
+    check_each(&[
         (
             "[server]\nhostname = relay.example.org\n",
             "2:12: text needs straight quotes; write \"relay.example.org\"",
@@ -133,10 +174,62 @@ fn each_bad_file_is_told_its_line_and_remedy() {
             "2:23: put a comma between the entries of the list",
         ),
         ("[spool]\npath = 'ü' x\n", "2:12: put this on a line of its own, or take it out"),
+    ]);
+}
+
+#[test]
+fn a_wrong_type_does_not_hide_a_wrong_range() {
+    let text = "\
+[limits]
+sessions = \"many\"
+recipients = 5
+message_size = \"1KiB\"
+
+[retry]
+jitter = 3
+schedule = \"often\"
+give_up_after = \"400d\"
+";
+    let expected = "\
+posthaste.toml:2:12: limits.sessions is \"many\"; write a whole number, such as 1000
+posthaste.toml:3:1: limits.recipients is 5; write 100 or more (RFC 5321 section 4.5.3.1.8)
+posthaste.toml:4:1: limits.message_size is 1KiB; write 64KiB or more (RFC 5321 section 4.5.3.1.7)
+posthaste.toml:7:1: retry.jitter is 3; write a number from 0 to 0.9
+posthaste.toml:8:12: retry.schedule: \"often\" is not a duration; write a whole number and ms, s, m, h or d, such as \"5m\"
+posthaste.toml:9:1: retry.give_up_after is 400d; write at most 365d";
+    assert_eq!(problems(text, &[]), expected);
+}
+
+#[test]
+fn a_value_that_was_not_read_is_not_held_against_others() {
+    for (text, expected) in [
+        // The default of give_up_after would do; what is meant is not known.
+        (
+            "[retry]\ngive_up_after = 5.5\ndelay_notice_after = \"6d\"\n",
+            "2:17: retry.give_up_after is 5.5; write a duration, such as \"5d\"",
+        ),
+        // The second network would have the first one's number.
+        (
+            "[relay]\nnetworks = [\"x\", \"0.0.0.0/0\"]\n",
+            "2:13: relay.networks is \"x\"; write a network with its prefix length, such as \"127.0.0.0/8\"",
+        ),
+        (
+            "[[route]]\ndomains = [\"*\"]\nhosts = 5\n",
+            "3:9: route.hosts is 5; write a list, such as [\"10.0.0.5:2500\"]",
+        ),
     ] {
-        let found = problems(text, &[]);
-        assert_eq!(found, format!("posthaste.toml:{expected}"), "{text}");
+        assert_eq!(problems(text, &[]), format!("posthaste.toml:{expected}"), "{text}");
     }
+}
+
+#[test]
+fn a_delay_notice_that_comes_too_late_has_its_line() {
+    let text = "[retry]\n# as long as a shift\ngive_up_after = \"4h\"\n";
+    let (config, source) = read(text, &[]).unwrap();
+    let mut problems = rules::check(&config);
+    source.locate(&mut problems);
+    let places: Vec<String> = problems.iter().map(|problem| problem.place.to_string()).collect();
+    assert_eq!(places, ["posthaste.toml:3:1"]);
 }
 
 #[test]

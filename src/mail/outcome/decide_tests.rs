@@ -213,6 +213,22 @@ fn a_connection_that_breaks_before_the_final_dot_leads_to_the_next_host() {
 }
 
 #[test]
+fn recipients_that_were_answered_before_a_malformed_reply_keep_their_answers() {
+    let garbage = |step| trouble(step, TroubleKind::Protocol("not a reply: 999 x".to_owned()));
+    check(vec![
+        (
+            facts(&["550 5.1.1 who?", "451 4.2.1 later", "+", "?", "?"], End::Broken(garbage(Step::Rcpt))),
+            "bounced reply_5xx 5.1.1, deferred reply_4xx 4.2.1, open, open, open → next host, else protocol 4.5.0 \
+             untouched",
+        ),
+        (
+            facts(&["550 5.1.1 who?", "450 no"], End::Broken(garbage(Step::Data))),
+            "bounced reply_5xx 5.1.1, deferred reply_4xx 4.0.0 → untouched",
+        ),
+    ]);
+}
+
+#[test]
 fn after_the_final_dot_mail_waits_and_says_that_it_may_come_twice() {
     let broken = |kind| facts(&["+", "550 no"], End::Broken(trouble(Step::FinalDot, kind)));
     let waits = |class| format!("deferred {class} 4.4.2, bounced reply_5xx 5.0.0 → untouched");
@@ -246,6 +262,9 @@ fn a_cause_reads_like_a_sentence() {
         panic!("next host")
     };
     assert_eq!(cause.to_string(), "EHLO refused: 450 4.7.1 who?");
+    let turned_away = session(refusal(Step::Greeting, "421 4.3.2 busy"));
+    let Next::Host(cause, _) = decide(turned_away, 1).next else { panic!("next host") };
+    assert_eq!(cause.to_string(), "session refused: 421 4.3.2 busy", "the connection was made");
     let Next::Host(cause, _) = decide(session(lost(Step::Greeting)), 1).next else { panic!("next host") };
     assert_eq!(cause.to_string(), "4.4.2 connection lost while waiting for the greeting: reset");
 }

@@ -53,7 +53,8 @@ impl Step {
     /// What a refusal at this step is called.
     pub const fn noun(self) -> &'static str {
         match self {
-            Self::Greeting => "connection",
+            // Not "connection": that is refused by a machine on which nobody listens.
+            Self::Greeting => "session",
             Self::Ehlo => "EHLO",
             Self::StartTls => "STARTTLS",
             Self::Auth => "AUTH",

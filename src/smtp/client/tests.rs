@@ -253,7 +253,7 @@ fn helo_follows_a_refused_ehlo() {
     );
     check(PLAIN, "S: 220 hi\nC: EHLO me.example\nS: 421 4.3.2 bye\n! broken EHLO refused");
     check(PLAIN, "S: 220 hi\nC: EHLO me.example\nS: 450 later\n! broken EHLO refused");
-    check(PLAIN, "S: 554 go away\n! broken connection refused");
+    check(PLAIN, "S: 554 go away\n! broken session refused");
     check(
         PLAIN,
         "S: 354 go\n! broken protocol error while waiting for the greeting: unexpected reply 354 go",
@@ -410,7 +410,7 @@ fn without_pipelining_data_is_not_sent_for_nobody_and_rset_comes_first_next_time
 
 #[test]
 fn the_closing_code_ends_the_connection_at_any_step() {
-    check(PLAIN, "S: 421 busy\n! broken connection refused");
+    check(PLAIN, "S: 421 busy\n! broken session refused");
     check_pipelined("S: 421 bye\n! finished ? ?, MAIL refused");
     check_pipelined("S: 250 ok|250 ok|421 bye\n! finished + ?, RCPT refused");
     check_pipelined("S: 250 ok|250 ok|250 ok|421 bye\n! finished + +, DATA refused");
@@ -445,6 +445,19 @@ fn what_breaks_is_told_with_its_step() {
          ! finished + +, protocol error while sending DATA: unexpected reply 250 what?",
     );
     check_pipelined("S: nonsense\n! finished ? ?, protocol error while sending MAIL: not a reply: nonsense");
+}
+
+#[test]
+fn a_reply_that_is_none_takes_back_no_answer_that_came_before_it() {
+    check_pipelined(
+        "S: 250 ok|550 5.1.1 who?|999 x
+         ! finished 550 ?, protocol error while sending RCPT: not a reply: 999 x",
+    );
+    check_pipelined(
+        "S: 250 ok|250 ok|999 x|354 go
+         ! finished + ?, protocol error while sending RCPT: not a reply: 999 x",
+    );
+    check_pipelined("S: 550 no|999 x\n! finished ? ?, Mail refused 550 no");
 }
 
 #[test]

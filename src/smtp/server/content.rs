@@ -25,6 +25,8 @@ impl Server {
             data.refusal.get_or_insert_with(|| Refusal::new(552, (5, 3, 4), self.settings.too_large()));
         } else if data.scanner.has_long_line() {
             data.refusal.get_or_insert_with(long_line);
+        } else if data.scanner.has_nul() {
+            data.refusal.get_or_insert_with(nul);
         }
         if data.refusal.is_some() {
             self.content.clear();
@@ -66,6 +68,10 @@ impl ServerSettings {
 fn long_line() -> Refusal {
     let text = format!("the message has a line of more than {TEXT_LINE_MAX} octets; wrap it");
     Refusal::new(554, (5, 6, 0), text)
+}
+
+fn nul() -> Refusal {
+    Refusal::new(554, (5, 6, 0), "the message has a NUL character; encode it as base64 or quoted-printable")
 }
 
 fn too_many_hops() -> Refusal {

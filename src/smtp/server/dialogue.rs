@@ -4,7 +4,8 @@ use memchr::memchr;
 
 use super::replies::{line, lines};
 use super::{
-    CHATTER_MAX, COMMAND_LINE_MAX, Event, OVERSHOOT_MAX, Pending, Refusal, Server, State, Transaction,
+    CHATTER_MAX, COMMAND_LINE_MAX, ENDLESS_LINE, Event, OVERSHOOT_MAX, Pending, Refusal, Server, State,
+    Transaction,
 };
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::command::{BodyParam, Command, CommandError};
@@ -14,8 +15,8 @@ use crate::smtp::command::{BodyParam, Command, CommandError};
 pub(super) enum Line {
     /// Nothing bad.
     Fresh,
-    /// Longer than [`COMMAND_LINE_MAX`]: dropped as it comes.
-    TooLong,
+    /// Longer than [`COMMAND_LINE_MAX`]: dropped as it comes; so many octets were, at most [`ENDLESS_LINE`].
+    TooLong(usize),
     /// A bare LF came before it. Each LF is answered, so that a client that sends nothing else learns why, but nothing
     /// is run up to the next CRLF: whoever gets a line feed into an address can't bring a command along.
     Damaged,
@@ -25,21 +26,13 @@ impl Server {
     /// Takes one line; returns how much of the input it took.
     pub(super) fn take_line(&mut self, input: &[u8]) -> usize {
         let Some(end) = memchr(b'\n', input) else {
-            if self.line != Line::TooLong && input.len() <= COMMAND_LINE_MAX {
-                return 0;
-            }
-            self.line = Line::TooLong;
-            // A CR stays: its LF may be next.
-            return input.len() - usize::from(input.ends_with(b"\r"));
+            return self.take_part_of_line(input);
         };
         let text = input[..end].strip_suffix(b"\r");
         let after = if text.is_some() { Line::Fresh } else { Line::Damaged };
         let before = std::mem::replace(&mut self.line, after);
         match text {
-            _ if before == Line::TooLong || end >= COMMAND_LINE_MAX => {
-                let text = format!("the line is too long; a command has at most {COMMAND_LINE_MAX} octets");
-                self.fail("unknown", 500, (5, 5, 2), text);
-            }
+            _ if matches!(before, Line::TooLong(_)) || end >= COMMAND_LINE_MAX => self.line_too_long(),
             Some(text) if before == Line::Fresh => match std::str::from_utf8(text) {
                 Ok(text) if !text.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') => {
                     self.command(text);
@@ -49,6 +42,29 @@ impl Server {
             _ => self.fail("unknown", 500, (5, 5, 2), "end each line with CR and LF"),
         }
         end + 1
+    }
+
+    /// Takes input without the end of its line: keeps a line that may still be a command, drops a longer one, and after
+    /// [`ENDLESS_LINE`] the client.
+    fn take_part_of_line(&mut self, input: &[u8]) -> usize {
+        let before = match self.line {
+            Line::TooLong(before) => before,
+            _ if input.len() <= COMMAND_LINE_MAX => return 0,
+            _ => 0,
+        };
+        // A CR stays: its LF may be next.
+        let used = input.len() - usize::from(input.ends_with(b"\r"));
+        self.line = Line::TooLong(before + used);
+        if before + used > ENDLESS_LINE {
+            self.line_too_long();
+            self.close_now(Refusal::new(421, (4, 7, 0), "too long a line without an end"));
+        }
+        used
+    }
+
+    fn line_too_long(&mut self) {
+        let text = format!("the line is too long; a command has at most {COMMAND_LINE_MAX} octets");
+        self.fail("unknown", 500, (5, 5, 2), text);
     }
 
     fn command(&mut self, text: &str) {

@@ -32,6 +32,8 @@ pub use replies::Refusal;
 
 /// Longest command line in octets, CRLF included: RFC 5321 section 4.5.3.1.4 asks for 512, extensions for more.
 pub const COMMAND_LINE_MAX: usize = 2048;
+/// A line of which so many octets came is nobody's command: the client is told, and sent away.
+pub const ENDLESS_LINE: usize = 1 << 20;
 /// More `Received:` fields than this are a loop (RFC 5321 section 6.3 asks for at least 100 hops of patience in theory,
 /// the field uses 25 to 100).
 pub const RECEIVED_MAX: usize = 50;

@@ -23,7 +23,7 @@ fn content_arrives_byte_for_byte_behind_the_added_received_line() {
         ("empty lines at the end", with_body("x\r\n\r\n\r\n\r\n")),
         ("long lines", with_body(&long)),
         ("8 bit", with_body("gr\u{fc}\u{df}e\r\n")),
-        ("NUL", with_body("a\0b\r\n")),
+        ("controls", with_body("a\x01b\x7f\x1b\r\n")),
         ("small", message::make("small", 300, &mut chance).content),
         ("just below the file threshold", message::make("below", 32_000, &mut chance).content),
         ("above the file threshold", message::make("above", 33_500, &mut chance).content),
@@ -41,6 +41,23 @@ fn content_arrives_byte_for_byte_behind_the_added_received_line() {
         let got = behind_received(&received.content);
         assert!(got == content, "{name}: {} bytes became {}", content.len(), got.len());
     }
+}
+
+#[test]
+fn a_message_with_a_nul_is_refused_whole_and_the_next_one_passes() {
+    let net = Net::new();
+    let host = net.sink();
+    let zone = with_mx(net.zone(), "x.test", &[ip(&host)]);
+    let world = net.start(zone);
+    // The second one is in a file of its own when its NUL comes.
+    for body in ["a\0b\r\n".to_owned(), "l\r\n".repeat(100_000) + "\0\r\n"] {
+        let reply = world.relay.submit(&["bad@x.test"], format!("{HEADER}\r\n{body}").as_bytes());
+        assert_eq!(reply.code, 554, "{reply:?}");
+        assert!(reply.text.starts_with("5.6.0 ") && reply.text.contains("NUL"), "{reply:?}");
+    }
+    queue_id(&world.relay.submit(&["good@x.test"], format!("{HEADER}\r\nhi\r\n").as_bytes()));
+    await_mail(&host, "good@x.test");
+    assert_eq!(host.count(), 1, "nothing of the refused ones");
 }
 
 /// What came out for content that went in, behind `Received:`.
