@@ -40,6 +40,8 @@ pub struct Finding {
     pub deliveries: usize,
     /// Writes that no flush had followed, in pieces, and how many of these survived.
     pub unflushed: (usize, usize),
+    /// How old a report may be that was not on disk.
+    pub window: Duration,
     /// From the start of a relay on what was left to its readiness.
     pub ready: Duration,
     /// Recipients answered by a sink before the cut and by the clone's sink again.
@@ -139,6 +141,7 @@ fn before(cut: &Cut, history: &History) -> Finding {
         owed: history.wanted(cut).filter(|(_, path)| !delivered.contains_key(path.as_str())).count(),
         commits: history.sent.iter().filter(waiting).count(),
         deliveries: history.live.iter().filter(|line| around(line.began, line.ended)).count(),
+        window: history.window(cut),
         unflushed: (cut.unflushed.pieces.max(cut.unflushed.writes), cut.unflushed.kept),
         ..Finding::default()
     }
@@ -171,7 +174,7 @@ fn compare(finding: &mut Finding, cut: &Cut, history: &History, ledger: &[Transa
         }
     }
     let delivered = history.delivered(cut);
-    let window = history.window(cut);
+    let window = finding.window;
     let mut again = HashSet::new();
     for path in answered(ledger).flat_map(|line| &line.recipients) {
         if !again.insert(path.as_str()) {

@@ -26,6 +26,9 @@ const FILE: INodeNo = INodeNo(2);
 /// The kernel may keep attributes for ever: they never change.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
+/// A cut waits for fewer unflushed writes than this.
+const MOST_AWAITED: u64 = 12;
+
 /// What a flush does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushes {
@@ -76,7 +79,7 @@ impl Disk {
         let cache = Cache { stable, size, flushes, flushed: 0, unflushed: VecDeque::new() };
         let cache = Arc::new(Mutex::new(cache));
         let session = fuser::spawn_mount(Kernel(Arc::clone(&cache)), &at, &fuser::Config::default())
-            .expect("FUSE mounts: this test needs root, /dev/fuse and the Debian package fuse3");
+            .expect("FUSE mounts: this test needs root and /dev/fuse");
         Self { cache, at, session: Some(session) }
     }
 
@@ -90,17 +93,31 @@ impl Disk {
         lock(&self.cache).flushed
     }
 
-    /// Cuts the power: `image` becomes what is left. The disk itself goes on.
-    pub fn cut(&self, image: &Path, chance: &mut Chance) -> Unflushed {
-        let cache = lock(&self.cache);
+    /// Cuts the power: `image` becomes what is left of the instant that is returned. The disk itself goes on.
+    pub fn cut(&self, image: &Path, chance: &mut Chance) -> (Instant, Unflushed) {
+        let cache = self.await_writes(chance.below(MOST_AWAITED) as usize);
+        let at = Instant::now();
         let left = reflink(&cache.stable, image);
         if let Flushes::Ignored(_) = cache.flushes {
-            return Unflushed { writes: cache.unflushed.len(), ..Unflushed::default() };
+            return (at, Unflushed { writes: cache.unflushed.len(), ..Unflushed::default() });
         }
         let writes: Vec<(u64, Vec<u8>)> =
             cache.unflushed.iter().map(|write| (write.offset, write.data.clone())).collect();
         drop(cache);
-        scatter(&left, &writes, chance)
+        (at, scatter(&left, &writes, chance))
+    }
+
+    /// Waits a little for so many writes that no flush has followed: between commits there are none to lose.
+    fn await_writes(&self, count: usize) -> MutexGuard<'_, Cache> {
+        let end = Instant::now() + Duration::from_millis(200);
+        loop {
+            let cache = lock(&self.cache);
+            if cache.unflushed.len() >= count || Instant::now() > end {
+                return cache;
+            }
+            drop(cache);
+            std::thread::sleep(Duration::from_micros(20));
+        }
     }
 }
 

@@ -73,12 +73,12 @@ impl Ground {
     pub fn cut(&self, number: usize, chance: &mut Chance) -> Cut {
         let left = self.floor.at().join(format!("cut-{number}.img"));
         let source = File::open(image(&self.floor)).expect("the image opens");
-        let at = Instant::now();
-        let unflushed = match &self.disk {
+        let (at, unflushed) = match &self.disk {
             Some(disk) => disk.cut(&left, chance),
             None => {
+                let at = Instant::now();
                 reflink(&source, &left);
-                Unflushed::default()
+                (at, Unflushed::default())
             }
         };
         Cut { number, image: left, unflushed, at, done: Instant::now() }

@@ -146,7 +146,7 @@ fn print(rig: &str, world: &World, findings: &[Finding], began: Instant) -> Vec<
     );
     for cut in findings {
         println!(
-            "{:3}  {:8}  {:4}  {:7}  {:10}  {:9}  {:4}  {:8}  {:4}  {:7}  {:5}  {:9}",
+            "{:3}  {:8}  {:4}  {:7}  {:10}  {:9}  {:4}  {:8}  {:4}  {:7}  {:9}  {:5}  {:9}",
             cut.number,
             cut.answered,
             cut.owed,
@@ -157,6 +157,7 @@ fn print(rig: &str, world: &World, findings: &[Finding], began: Instant) -> Vec<
             cut.ready.as_millis(),
             cut.lost.len(),
             cut.damaged.len(),
+            cut.window.as_millis(),
             cut.twice,
             cut.unexcused.len(),
         );
