@@ -142,7 +142,7 @@ fn before(cut: &Cut, history: &History) -> Finding {
         commits: history.sent.iter().filter(waiting).count(),
         deliveries: history.live.iter().filter(|line| around(line.began, line.ended)).count(),
         window: history.window(cut),
-        unflushed: (cut.unflushed.pieces.max(cut.unflushed.writes), cut.unflushed.kept),
+        unflushed: (cut.pieces, cut.kept),
         ..Finding::default()
     }
 }

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
@@ -26,9 +26,6 @@ const FILE: INodeNo = INodeNo(2);
 /// The kernel may keep attributes for ever: they never change.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
-/// A cut waits for fewer unflushed writes than this.
-const MOST_AWAITED: u64 = 12;
-
 /// What a flush does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushes {
@@ -38,15 +35,25 @@ pub enum Flushes {
     Ignored(Duration),
 }
 
-/// What a power cut met.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Unflushed {
-    /// Writes that no flush had followed.
-    pub writes: usize,
-    /// Pieces of them: whole writes, or the sectors of them.
+/// What a power cut did.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// Just before.
+    pub at: Instant,
+    /// Just after.
+    pub done: Instant,
+    /// Pieces of writes that no flush had followed: whole writes, or the sectors of them.
     pub pieces: usize,
     /// Pieces that survived.
     pub kept: usize,
+}
+
+/// The disk at an instant.
+struct Moment {
+    at: Instant,
+    done: Instant,
+    left: File,
+    unflushed: Vec<(u64, Vec<u8>)>,
 }
 
 /// The mounted disk. Dropping it unmounts it.
@@ -61,6 +68,7 @@ struct Cache {
     size: u64,
     flushes: Flushes,
     flushed: usize,
+    asked: Option<(PathBuf, mpsc::Sender<Moment>)>,
     unflushed: VecDeque<Write>,
 }
 
@@ -76,7 +84,7 @@ impl Disk {
         std::fs::create_dir_all(&at).expect("a folder to mount on");
         let stable = OpenOptions::new().read(true).write(true).open(image).expect("the image opens");
         let size = stable.metadata().expect("the image's size").len();
-        let cache = Cache { stable, size, flushes, flushed: 0, unflushed: VecDeque::new() };
+        let cache = Cache { stable, size, flushes, flushed: 0, asked: None, unflushed: VecDeque::new() };
         let cache = Arc::new(Mutex::new(cache));
         let session = fuser::spawn_mount(Kernel(Arc::clone(&cache)), &at, &fuser::Config::default())
             .expect("FUSE mounts: this test needs root and /dev/fuse");
@@ -93,31 +101,24 @@ impl Disk {
         lock(&self.cache).flushed
     }
 
-    /// Cuts the power: `image` becomes what is left of the instant that is returned. The disk itself goes on.
-    pub fn cut(&self, image: &Path, chance: &mut Chance) -> (Instant, Unflushed) {
-        let cache = self.await_writes(chance.below(MOST_AWAITED) as usize);
-        let at = Instant::now();
-        let left = reflink(&cache.stable, image);
-        if let Flushes::Ignored(_) = cache.flushes {
-            return (at, Unflushed { writes: cache.unflushed.len(), ..Unflushed::default() });
-        }
-        let writes: Vec<(u64, Vec<u8>)> =
-            cache.unflushed.iter().map(|write| (write.offset, write.data.clone())).collect();
-        drop(cache);
-        (at, scatter(&left, &writes, chance))
+    /// Cuts the power, at once or when the next flush has been asked for and not begun: then the most can be lost. `image`
+    /// becomes what is left; the disk itself goes on.
+    pub fn cut(&self, image: &Path, chance: &mut Chance) -> Loss {
+        let moment =
+            if chance.below(4) == 0 { lock(&self.cache).copy(image) } else { self.at_a_flush(image) };
+        let (pieces, kept) = scatter(&moment, chance);
+        Loss { at: moment.at, done: moment.done, pieces, kept }
     }
 
-    /// Waits a little for so many writes that no flush has followed: between commits there are none to lose.
-    fn await_writes(&self, count: usize) -> MutexGuard<'_, Cache> {
-        let end = Instant::now() + Duration::from_millis(200);
-        loop {
-            let cache = lock(&self.cache);
-            if cache.unflushed.len() >= count || Instant::now() > end {
-                return cache;
-            }
-            drop(cache);
-            std::thread::sleep(Duration::from_micros(20));
-        }
+    fn at_a_flush(&self, image: &Path) -> Moment {
+        let (sender, receiver) = mpsc::channel();
+        lock(&self.cache).asked = Some((image.to_owned(), sender));
+        receiver.recv_timeout(Duration::from_secs(2)).unwrap_or_else(|_| {
+            let mut cache = lock(&self.cache);
+            cache.asked = None;
+            // It may have come at the last instant.
+            receiver.try_recv().unwrap_or_else(|_| cache.copy(image))
+        })
     }
 }
 
@@ -131,12 +132,13 @@ impl Drop for Disk {
     }
 }
 
-/// Writes a random part of the pieces in random order. A sector is the least that a disk writes as a whole.
-fn scatter(left: &File, writes: &[(u64, Vec<u8>)], chance: &mut Chance) -> Unflushed {
+/// Writes a random part of what was not flushed, in random order: how many pieces there were and how many survived. A
+/// sector is the least that a disk writes as a whole.
+fn scatter(moment: &Moment, chance: &mut Chance) -> (usize, usize) {
     let piece = [512, 4096, usize::MAX][chance.below(3) as usize];
     let quarters = chance.below(5);
     let mut pieces: Vec<(u64, &[u8])> = Vec::new();
-    for (offset, data) in writes {
+    for (offset, data) in &moment.unflushed {
         let mut at = *offset;
         for part in data.chunks(piece) {
             pieces.push((at, part));
@@ -149,9 +151,9 @@ fn scatter(left: &File, writes: &[(u64, Vec<u8>)], chance: &mut Chance) -> Unflu
     let all = pieces.len();
     pieces.retain(|_| chance.below(4) < quarters);
     for (offset, part) in &pieces {
-        left.write_all_at(part, *offset).expect("the cut image takes writes");
+        moment.left.write_all_at(part, *offset).expect("the cut image takes writes");
     }
-    Unflushed { writes: writes.len(), pieces: all, kept: pieces.len() }
+    (all, pieces.len())
 }
 
 impl Cache {
@@ -163,10 +165,25 @@ impl Cache {
     }
 
     fn flush(&mut self) {
+        if !self.unflushed.is_empty()
+            && let Some((image, sender)) = self.asked.take()
+        {
+            let _ = sender.send(self.copy(&image));
+        }
         self.flushed += 1;
         if self.flushes == Flushes::Kept {
             self.settle(Duration::ZERO);
         }
+    }
+
+    /// Copies what is stable to `image`. A disk that ignores flushes loses what it has not written, and nothing else.
+    fn copy(&self, image: &Path) -> Moment {
+        let at = Instant::now();
+        let left = reflink(&self.stable, image);
+        let kept = self.flushes == Flushes::Kept;
+        let unflushed = self.unflushed.iter().filter(|_| kept);
+        let unflushed = unflushed.map(|write| (write.offset, write.data.clone())).collect();
+        Moment { at, done: Instant::now(), left, unflushed }
     }
 
     /// Makes the writes stable that are this old.

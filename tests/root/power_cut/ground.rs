@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::disk::{Disk, Flushes, Unflushed};
+use super::disk::{Disk, Flushes, Loss};
 use super::mounts::{Mount, format};
 use crate::support::message::Chance;
 
@@ -30,8 +30,10 @@ pub struct Cut {
     pub number: usize,
     /// The file system as it was at some instant from [`Self::at`] to [`Self::done`].
     pub image: PathBuf,
-    /// What was not flushed, where that is known.
-    pub unflushed: Unflushed,
+    /// Pieces of writes that no flush had followed, where that is known.
+    pub pieces: usize,
+    /// Those of them that survived.
+    pub kept: usize,
     /// Just before.
     pub at: Instant,
     /// Just after.
@@ -72,16 +74,14 @@ impl Ground {
     /// Cuts the power, for an observer in another world: here the load goes on.
     pub fn cut(&self, number: usize, chance: &mut Chance) -> Cut {
         let left = self.floor.at().join(format!("cut-{number}.img"));
+        if let Some(disk) = &self.disk {
+            let Loss { at, done, pieces, kept } = disk.cut(&left, chance);
+            return Cut { number, image: left, pieces, kept, at, done };
+        }
         let source = File::open(image(&self.floor)).expect("the image opens");
-        let (at, unflushed) = match &self.disk {
-            Some(disk) => disk.cut(&left, chance),
-            None => {
-                let at = Instant::now();
-                reflink(&source, &left);
-                (at, Unflushed::default())
-            }
-        };
-        Cut { number, image: left, unflushed, at, done: Instant::now() }
+        let at = Instant::now();
+        reflink(&source, &left);
+        Cut { number, image: left, pieces: 0, kept: 0, at, done: Instant::now() }
     }
 }
 
