@@ -1,6 +1,6 @@
 # make test        all tests that need no root; installs what real peers need, when it may
 # make test-root   the tests that need root; installs the programs for file systems, when it may
-#                  POWER_CUTS=300 make test-root cuts the power so often instead of 30 times
+#                  POWER_CUTS=300 make test-root cuts the power so often instead of 60 times
 # make lint        format and clippy, as CI asks for them
 # make bench       the end-to-end benchmark
 #
@@ -89,7 +89,7 @@ test-root: root-peers
 	runner=()
 	if [ "$$(id -u)" != 0 ]; then
 		sudo -n true 2>/dev/null || { echo 'make test-root needs root, or sudo without a password'; exit 1; }
-		settings=$$(for name in POWER_CUTS SEED; do [ -z "$${!name:-}" ] || printf ', "%s"' "$$name=$${!name}"; done)
+		settings=$$(for name in POWER_CUTS SEED KEEP_CUTS; do [ -z "$${!name:-}" ] || printf ', "%s"' "$$name=$${!name}"; done)
 		runner=(--config 'target."cfg(all())".runner = ["sudo", "-n", "env"'"$$settings]")
 	fi
 	suite root $(CARGO) test "$${runner[@]}" $(BUILD) --test root -- --nocapture

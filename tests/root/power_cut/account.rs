@@ -1,6 +1,7 @@
 //! One cut's balance: what had been answered before it, against what its sinks and those of its clone got.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::ground::{Cut, Ground};
@@ -56,6 +57,20 @@ pub struct Finding {
     pub trouble: Option<String>,
 }
 
+impl Finding {
+    /// All that a promise forbids, at most ten of a kind.
+    pub fn faults(&self) -> Vec<String> {
+        let kinds = [
+            ("not opened", self.trouble.as_slice()),
+            ("lost", &self.lost),
+            ("damaged", &self.damaged),
+            ("doubled without need", &self.unexcused),
+        ];
+        let lines = kinds.iter().flat_map(|(what, list)| list.iter().take(10).map(move |line| (what, line)));
+        lines.map(|(what, line)| format!("cut {}: {what}: {line}", self.number)).collect()
+    }
+}
+
 impl History {
     /// Copies both ledgers; the clients are held.
     pub fn of(clients: &Clients, sinks: &[Sink; 2]) -> Self {
@@ -99,7 +114,7 @@ impl History {
 /// Starts a relay on what the cut left, lets it deliver everything and compares.
 pub fn check(ground: &Ground, cut: &Cut, history: &History) -> Finding {
     let mut finding = before(cut, history);
-    let sink = Sink::start(place::free_place(), false, |_| Manner::Accept);
+    let sink = Sink::start(SocketAddr::new(place::own_address(), 0), false, |_| Manner::Accept);
     let mount = Mount::image(&cut.image, ground.place_for(cut));
     let started = Instant::now();
     let mut relay = Setup::new()
@@ -110,7 +125,7 @@ pub fn check(ground: &Ground, cut: &Cut, history: &History) -> Finding {
     await_empty_queue(&mut relay);
     let delivered = history.delivered(cut);
     let missing = || {
-        let again = sink.read(|ledger| paths(ledger));
+        let again = sink.read(paths);
         let got = |path: &str| delivered.contains_key(path) || again.contains(path);
         history.wanted(cut).filter(|(_, path)| !got(path)).map(|(_, path)| path.clone()).collect::<Vec<_>>()
     };

@@ -20,21 +20,23 @@
 //! - **Nothing doubled without need.** A recipient may get a message before the cut and again after it when the report
 //!   of the first delivery may not have been on disk; see [`account`] for how long that may be.
 //!
-//! `POWER_CUTS` is the number of cuts of the first rig (default 30); the second makes a third of them. `SEED` repeats the
-//! choices, though not the timing.
+//! `POWER_CUTS` is the number of cuts of the first rig (default 60); the second makes a third of them. `SEED` repeats the
+//! choices, though not the timing. `KEEP_CUTS` names a folder for the images of cuts that broke a promise.
 
 mod account;
 mod disk;
 mod ground;
 mod mounts;
 
+use std::fs::{self, File};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use account::{Finding, History};
 use disk::Flushes;
-use ground::{Cut, Ground};
+use ground::{Cut, Ground, reflink};
 
 use crate::support::clients::Clients;
 use crate::support::message::Chance;
@@ -130,12 +132,19 @@ impl World {
 /// Looks at a cut; a relay that can't start on it, or that never gets done, is a finding too.
 fn look_at(ground: &Ground, cut: &Cut, history: &History) -> Finding {
     let check = || account::check(ground, cut, history);
+    let untouched = cut.image.with_extension("untouched");
+    File::open(&cut.image).map(|image| reflink(&image, &untouched)).expect("the image opens");
     let finding = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
         let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
         Finding { number: cut.number, trouble: Some(said.to_owned()), ..Finding::default() }
     });
-    let _ = std::fs::remove_file(&cut.image);
+    if let Some(folder) = std::env::var_os("KEEP_CUTS").filter(|_| !finding.faults().is_empty()) {
+        let _ = Command::new("cp").arg("--sparse=always").arg(&untouched).arg(folder).status();
+    }
+    for image in [&cut.image, &untouched] {
+        let _ = fs::remove_file(image);
+    }
     finding
 }
 
@@ -177,18 +186,7 @@ fn print(rig: &str, world: &World, findings: &[Finding], began: Instant) -> Vec<
         findings.iter().filter(|cut| cut.trouble.is_some()).count(),
         began.elapsed(),
     );
-    let about = |cut: &Finding, what: &str, list: &[String]| {
-        list.iter().take(10).map(|line| format!("cut {}: {what}: {line}", cut.number)).collect::<Vec<_>>()
-    };
-    let faults = findings.iter().flat_map(|cut| {
-        [
-            about(cut, "not opened", cut.trouble.as_slice()),
-            about(cut, "lost", &cut.lost),
-            about(cut, "damaged", &cut.damaged),
-            about(cut, "doubled without need", &cut.unexcused),
-        ]
-    });
-    faults.flatten().collect()
+    findings.iter().flat_map(Finding::faults).collect()
 }
 
 /// Fails the test for anything that a promise forbids, and for a load that proves nothing.
@@ -203,7 +201,7 @@ fn judge(faults: &[String], findings: &[Finding]) {
 }
 
 fn cuts_wanted() -> usize {
-    std::env::var("POWER_CUTS").map_or(30, |text| text.parse().expect("POWER_CUTS is a number"))
+    std::env::var("POWER_CUTS").map_or(60, |text| text.parse().expect("POWER_CUTS is a number"))
 }
 
 #[test]
