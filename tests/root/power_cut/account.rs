@@ -11,12 +11,12 @@ use crate::support::message::Chance;
 use crate::support::place;
 use crate::support::relay::{Relay, Setup};
 use crate::support::sink::{Ending, Manner, Sink, Transaction};
-use crate::support::{http, wait_until};
+use crate::support::{http, wait_for, wait_until};
 
 /// What a busy machine of two cores may take to wake a thread.
 const SCHEDULING: Duration = Duration::from_millis(20);
 /// How long a relay on a clone may need to deliver everything.
-const EMPTYING: Duration = Duration::from_secs(60);
+const EMPTYING: Duration = Duration::from_secs(30);
 /// How long an empty queue may contradict the ledger before that is a loss.
 const LATE: Duration = Duration::from_secs(3);
 
@@ -53,7 +53,7 @@ pub struct Finding {
     pub lost: Vec<String>,
     /// Deliveries with another content, of unknown messages or to others.
     pub damaged: Vec<String>,
-    /// Why there was nothing to look at.
+    /// Why no relay got done with what was left.
     pub trouble: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl Finding {
     /// All that a promise forbids, at most ten of a kind.
     pub fn faults(&self) -> Vec<String> {
         let kinds = [
-            ("not opened", self.trouble.as_slice()),
+            ("no relay gets done", self.trouble.as_slice()),
             ("lost", &self.lost),
             ("damaged", &self.damaged),
             ("doubled without need", &self.unexcused),
@@ -122,7 +122,9 @@ pub fn check(ground: &Ground, cut: &Cut, history: &History) -> Finding {
         .set("spool.path", &format!("\"{}\"", mount.at().join("spool").display()))
         .start();
     finding.ready = started.elapsed();
-    await_empty_queue(&mut relay);
+    let left = await_empty_queue(&mut relay);
+    finding.trouble =
+        (left > 0.0).then(|| format!("{left} messages stay in the queue:\n{}", relay.last_lines(3)));
     let delivered = history.delivered(cut);
     let missing = || {
         let again = sink.read(paths);
@@ -162,11 +164,14 @@ fn before(cut: &Cut, history: &History) -> Finding {
     }
 }
 
-fn await_empty_queue(relay: &mut Relay) {
-    wait_until("an empty queue on what the cut left", EMPTYING, || {
+/// Messages that the queue does not get rid of.
+fn await_empty_queue(relay: &mut Relay) -> f64 {
+    let patience = Instant::now();
+    wait_for("the queue's length", 2 * EMPTYING, || {
         assert!(!relay.has_ended(), "the relay ended by itself");
-        http::metric(&relay.metrics(), "posthaste_queue_messages", &[]) == Some(0.0)
-    });
+        let left = http::metric(&relay.metrics(), "posthaste_queue_messages", &[])?;
+        (left == 0.0 || patience.elapsed() > EMPTYING).then_some(left)
+    })
 }
 
 /// Looks at everything that the clone's sink got.
