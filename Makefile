@@ -1,5 +1,6 @@
 # make test        all tests that need no root; installs what real peers need, when it may
-# make test-root   the tests that need root
+# make test-root   the tests that need root; installs the programs for file systems, when it may
+#                  POWER_CUTS=300 make test-root cuts the power so often instead of 60 times
 # make lint        format and clippy, as CI asks for them
 # make bench       the end-to-end benchmark
 #
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: test test-root lint bench peers
+.PHONY: test test-root lint bench peers root-peers
 
 CARGO ?= cargo
 BUILD := --release --all-features
@@ -17,6 +18,8 @@ BUILD := --release --all-features
 PEERS := swaks:swaks:swaks smtp-source:postfix:postfix smtp-sink:postfix:postfix \
          dnsmasq:dnsmasq-base:dnsmasq curl:curl:curl python3:python3:python \
          prometheus:prometheus:prometheus promtool:prometheus:prometheus
+# program:Debian package that tests/root needs
+ROOT_PEERS := mkfs.xfs:xfsprogs mkfs.ext4:e2fsprogs e2fsck:e2fsprogs mount:mount
 
 # Runs a suite and prints its time, whatever comes of it.
 define SUITE
@@ -27,9 +30,9 @@ suite() {
 	echo "== $$name: $$((SECONDS - start)) s$$([ $$status = 0 ] || echo ', FAILED')"
 	return $$status
 }
-missing() { # the PEERS that are not installed
+missing() { # those of these peers that are not installed
 	local peer
-	for peer in $(PEERS); do
+	for peer in "$$@"; do
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${peer%%:*}" >/dev/null || echo "$$peer"
 	done
 }
@@ -38,7 +41,7 @@ endef
 test: peers
 	$(SUITE)
 	left_out=(); skip=()
-	for peer in $$(missing); do
+	for peer in $$(missing $(PEERS)); do
 		left_out+=("$${peer%%:*}"); skip+=(--skip "$${peer##*:}::")
 	done
 	failed=()
@@ -59,9 +62,11 @@ test: peers
 	echo 'all suites passed'
 
 # Installs the Debian packages of the missing programs, when it may. No service is started.
-peers:
+root-peers: WANTED = $(ROOT_PEERS)
+peers: WANTED = $(PEERS)
+peers root-peers:
 	$(SUITE)
-	packages=$$(for peer in $$(missing); do echo "$$peer" | cut -d: -f2; done | sort -u)
+	packages=$$(for peer in $$(missing $(WANTED)); do echo "$$peer" | cut -d: -f2; done | sort -u)
 	[ -n "$$packages" ] || exit 0
 	echo "missing Debian packages:" $$packages
 	command -v apt-get >/dev/null || { echo 'no apt-get here: install them yourself'; exit 0; }
@@ -79,12 +84,13 @@ peers:
 	"$${root[@]}" apt-get update -q || true
 	"$${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$packages || true
 
-test-root:
+test-root: root-peers
 	$(SUITE)
 	runner=()
 	if [ "$$(id -u)" != 0 ]; then
 		sudo -n true 2>/dev/null || { echo 'make test-root needs root, or sudo without a password'; exit 1; }
-		runner=(--config 'target."cfg(all())".runner = ["sudo", "-n"]')
+		settings=$$(for name in POWER_CUTS SEED KEEP_CUTS; do [ -z "$${!name:-}" ] || printf ', "%s"' "$$name=$${!name}"; done)
+		runner=(--config 'target."cfg(all())".runner = ["sudo", "-n", "env"'"$$settings]")
 	fi
 	suite root $(CARGO) test "$${runner[@]}" $(BUILD) --test root -- --nocapture
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::SCHEDULING;
-use crate::clients::{Clients, Outcome, Sent};
+use crate::support::clients::{Clients, Outcome, Sent};
 use crate::support::sink::{Ending, Sink, Transaction};
 
 /// One `kill -9`.

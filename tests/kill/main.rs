@@ -22,8 +22,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod account;
-mod clients;
-mod sinks;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -31,11 +29,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use account::{Account, Kill};
-use clients::Clients;
+use support::clients::Clients;
 use support::message::Chance;
 use support::relay::{Relay, Setup};
 use support::sink::Sink;
-use support::{PATIENCE, http, wait_until};
+use support::{PATIENCE, http, rude, wait_until};
 
 /// What a busy machine of two cores may take to wake the relay's thread that reads a 250.
 pub const SCHEDULING: Duration = Duration::from_millis(20);
@@ -52,7 +50,7 @@ fn nothing_answered_is_lost_or_damaged_and_nothing_is_doubled_without_need() {
     let seed =
         std::env::var("SEED").map_or_else(|_| u64::from(std::process::id()), |text| text.parse().unwrap());
     println!("{kills} kills, seed {seed}");
-    let sinks = [sinks::rude(1), sinks::rude(2)];
+    let sinks = [rude::sink(1), rude::sink(2)];
     let mut relay = Setup::new()
         .route("*.left.test", sinks[0].address())
         .route("*.right.test", sinks[1].address())

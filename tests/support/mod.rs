@@ -2,10 +2,12 @@
 //! client, a small HTTP client. Nothing here uses the library, so that a mistake of the relay can't hide in its tester.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod clients;
 pub mod http;
 pub mod message;
 pub mod place;
 pub mod relay;
+pub mod rude;
 pub mod sink;
 pub mod smtp;
 

@@ -69,6 +69,8 @@ pub struct Transaction {
     pub began: Instant,
     /// When the final dot was read.
     pub dot: Option<Instant>,
+    /// Just before the answer to the final dot was sent.
+    pub replied: Option<Instant>,
     /// When the answer was sent or the end was noticed.
     pub ended: Instant,
     /// How it ended.
@@ -216,6 +218,7 @@ struct Current {
     recipients: Vec<String>,
     began: Instant,
     dot: Option<Instant>,
+    replied: Option<Instant>,
     seen: Option<(String, u32)>,
     content: Vec<u8>,
 }
@@ -281,6 +284,7 @@ impl<'a> Dialogue<'a> {
             recipients: Vec::new(),
             began: Instant::now(),
             dot: None,
+            replied: None,
             seen: None,
             content: Vec::new(),
         });
@@ -320,6 +324,9 @@ impl<'a> Dialogue<'a> {
             current.content = if self.shared.keep { content } else { Vec::new() };
         }
         let next = self.behave(Moment::Dot(&id, &recipients), "250 2.0.0 kept")?;
+        if let Some(current) = &mut self.current {
+            current.replied = Some(Instant::now());
+        }
         self.flush()?;
         self.end(if next == Next::Accepted { Ending::Answered } else { Ending::Refused });
         Ok(next)
@@ -392,6 +399,7 @@ impl<'a> Dialogue<'a> {
             connected: self.connected,
             began: current.began,
             dot: current.dot,
+            replied: current.replied,
             ended: Instant::now(),
             ending,
         };

@@ -5,12 +5,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::support::place;
-use crate::support::sink::{Manner, Moment, Sink};
+use super::place;
+use super::sink::{Manner, Moment, Sink};
 
 /// A sink that defers, hangs up on and delays a part of what it gets, chosen by the hash of what it is about; each
 /// recipient and each message suffers once only.
-pub fn rude(salt: u64) -> Sink {
+pub fn sink(salt: u64) -> Sink {
     let suffered = Mutex::new(HashSet::new());
     // One in `part` suffers, the first time.
     let strikes = move |kind: &str, what: &str, part: u64| {

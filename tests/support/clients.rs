@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::support::message::{self, Chance};
-use crate::support::smtp::{self, Client};
+use super::message::{self, Chance};
+use super::smtp::{self, Client};
+use super::wait_until;
 
 /// A message as its sender knows it.
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ pub struct Clients {
 struct Shared {
     relay: SocketAddr,
     stopped: AtomicBool,
+    held: AtomicBool,
+    waiting: AtomicUsize,
     answered: AtomicUsize,
     refused: AtomicUsize,
     sent: Mutex<Vec<Sent>>,
@@ -63,6 +66,8 @@ impl Clients {
         let shared = Arc::new(Shared {
             relay,
             stopped: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
             answered: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             sent: Mutex::default(),
@@ -94,6 +99,25 @@ impl Clients {
         }
     }
 
+    /// Lets every client finish its transaction and wait; returns when each has noted its last answer.
+    pub fn hold(&self) {
+        self.shared.held.store(true, Ordering::SeqCst);
+        let count = self.threads.lock().unwrap().len();
+        self.await_waiting(count);
+    }
+
+    /// Ends a [`Self::hold`].
+    pub fn resume(&self) {
+        self.shared.held.store(false, Ordering::SeqCst);
+        self.await_waiting(0);
+    }
+
+    fn await_waiting(&self, count: usize) {
+        wait_until(&format!("{count} clients to wait"), Duration::from_secs(90), || {
+            self.shared.waiting.load(Ordering::SeqCst) == count
+        });
+    }
+
     /// Every message.
     pub fn sent(&self) -> Vec<Sent> {
         self.shared.sent.lock().unwrap().clone()
@@ -109,16 +133,24 @@ impl Clients {
     }
 }
 
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Shared {
     fn keep_sending(&self, number: usize, seed: u64) {
         let mut chance = Chance::new(seed.wrapping_add(1 + number as u64));
         let mut count = 0;
         while !self.stopped.load(Ordering::SeqCst) {
+            self.wait_while_held();
             let Ok(mut client) = Client::greet(self.relay) else {
                 thread::sleep(Duration::from_millis(5)); // it is being restarted
                 continue;
             };
             for _ in 0..1 + chance.below(50) {
+                self.wait_while_held();
                 count += 1;
                 if self.stopped.load(Ordering::SeqCst) || !self.send(&mut client, number, count, &mut chance)
                 {
@@ -126,6 +158,18 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn wait_while_held(&self) {
+        let goes_on = || !self.held.load(Ordering::SeqCst) || self.stopped.load(Ordering::SeqCst);
+        if goes_on() {
+            return;
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        while !goes_on() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Sends one message; whether the connection can go on.
