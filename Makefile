@@ -50,6 +50,7 @@ test: peers
 	suite 'documentation tests' $(CARGO) test $(BUILD) --doc || failed+=(doc)
 	suite it $(CARGO) test $(BUILD) --test it || failed+=(it)
 	suite 'real programs' $(CARGO) test $(BUILD) --test real -- "$${skip[@]}" || failed+=(real)
+	suite faults $(CARGO) test $(BUILD) --test faults -- --nocapture || failed+=(faults)
 	suite kill $(CARGO) test $(BUILD) --test kill -- --nocapture || failed+=(kill)
 	if [ $${#failed[@]} -gt 0 ]; then echo "failed: $${failed[*]}"; exit 1; fi
 	if [ $${#left_out[@]} -gt 0 ]; then

@@ -185,7 +185,8 @@ impl Server {
         let tls = TlsClients::load().map_err(|error| StartError::Config(error.to_string()))?;
         let resolver = start::resolver(&config, shared.clock.clone())?;
         let token = admin::token::read_or_create(&config.spool.path);
-        let token = token.map_err(system("can't read or write the API token"))?;
+        let token =
+            token.map_err(system("can't read or write the API token, which is in the spool folder"))?;
 
         let arbiters = Arbiters::start(config.server.workers);
         let targets = start::targets(&config, &smtp, &shared.hostname);

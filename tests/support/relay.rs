@@ -1,6 +1,7 @@
 //! The real program as a child process, with a folder and addresses of its own.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
@@ -41,6 +42,7 @@ pub struct Setup {
     pub http: SocketAddr,
     keys: BTreeMap<String, String>,
     routes: Vec<(String, String)>,
+    variables: Vec<(&'static str, OsString)>,
 }
 
 impl Setup {
@@ -48,8 +50,14 @@ impl Setup {
     pub fn plain() -> Self {
         let folder = tempfile::Builder::new().prefix("posthaste-").tempdir().expect("a temporary folder");
         let http = place::free_place();
-        let setup =
-            Self { folder, smtp: place::free_place(), http, keys: BTreeMap::new(), routes: Vec::new() };
+        let setup = Self {
+            folder,
+            smtp: place::free_place(),
+            http,
+            keys: BTreeMap::new(),
+            routes: Vec::new(),
+            variables: Vec::new(),
+        };
         setup.set("http.address", &format!("\"{http}\""))
     }
 
@@ -72,6 +80,12 @@ impl Setup {
     /// Sends the mail of these domains to a host.
     pub fn route(mut self, domains: &str, host: SocketAddr) -> Self {
         self.routes.push((domains.to_owned(), host.to_string()));
+        self
+    }
+
+    /// Sets variables of the relay's environment.
+    pub fn variables(mut self, variables: Vec<(&'static str, OsString)>) -> Self {
+        self.variables = variables;
         self
     }
 
@@ -98,10 +112,15 @@ impl Setup {
     /// Starts the relay and waits until it serves.
     #[track_caller]
     pub fn start(self) -> Relay {
-        let child = self.spawn();
-        let mut relay = Relay { setup: self, child };
+        let mut relay = self.launch();
         relay.await_ready();
         relay
+    }
+
+    /// Starts the relay; not yet waited for.
+    pub fn launch(self) -> Relay {
+        let child = self.spawn();
+        Relay { setup: self, child }
     }
 
     /// Runs `serve` to its end, for set-ups that can't work.
@@ -139,6 +158,7 @@ impl Setup {
         let log = self.log();
         command(self.folder())
             .args(args)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
             .spawn()
@@ -218,7 +238,7 @@ impl Relay {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("the relay ended at its start ({status}); it said:\n{}", self.last_lines(40));
             }
-            http::get(self.http(), "/readyz").ok().filter(|answer| answer.status == 200)
+            self.is_ready().then_some(())
         });
     }
 
@@ -276,6 +296,16 @@ impl Relay {
     /// Starts it again over the same folder and addresses; not yet waited for.
     pub fn restart(&mut self) {
         self.child = self.setup.spawn();
+    }
+
+    /// What its environment has beside the tester's from its next start on.
+    pub fn set_variables(&mut self, variables: Vec<(&'static str, OsString)>) {
+        self.setup.variables = variables;
+    }
+
+    /// Whether `/readyz` says yes.
+    pub fn is_ready(&self) -> bool {
+        http::get(self.http(), "/readyz").is_ok_and(|answer| answer.status == 200)
     }
 
     /// The exit status, if it ends within this time.

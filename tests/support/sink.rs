@@ -102,12 +102,12 @@ pub struct Sink {
 impl Sink {
     /// A sink that accepts everything and keeps the content.
     pub fn friendly() -> Self {
-        Self::start(place::free_place(), true, |_| Manner::Accept)
+        Self::start((place::own_address(), 0).into(), true, |_| Manner::Accept)
     }
 
     /// A sink that keeps the content and behaves so.
     pub fn with(manners: impl Fn(Moment<'_>) -> Manner + Send + Sync + 'static) -> Self {
-        Self::start(place::free_place(), true, manners)
+        Self::start((place::own_address(), 0).into(), true, manners)
     }
 
     /// A sink at this address (port 0: any); `keep` keeps the content in memory.

@@ -10,6 +10,7 @@
 //!
 //! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours.
 
+mod alarm;
 pub(super) mod open;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::sync::OnceLock;
 
 use sled::{Batch, IVec};
 
+use self::alarm::Alarm;
 use super::SpoolError;
 use super::content::ContentFiles;
 use super::database::{Change, Database, Tree, Visit};
@@ -31,7 +33,8 @@ pub type SledSpool = Database<SledTree>;
 
 /// The records of a [`SledSpool`].
 pub struct SledTree {
-    // Dropped in this order: sled writes its last bytes under our watch and our lock.
+    // Dropped in this order: sled writes its last bytes under our watch and our lock, when nobody else has it open.
+    _alarm: Alarm,
     db: sled::Db,
     watch: Watch,
     /// Why nothing more is written.

@@ -15,6 +15,7 @@ use super::super::record::{self, Format, Start, Unreadable};
 use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys};
+use super::alarm::Alarm;
 use super::{SledSpool, SledTree, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
@@ -54,17 +55,28 @@ impl SledSpool {
         // Before sled opens it: see `sync`.
         let own = private_file(&database).map_err(io_error(&database, "can't be opened for writing"))?;
         wait_for_the_last_one(&own, &folder)?;
+        remove_unfinished_conf(&own, &folder)?;
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
-        let db = open_database(&folder, config.cache)?;
+        let (db, alarm) = open_database(&folder, config.cache)?;
         let instance = instance.simple().to_string();
-        let tree = SledTree { db, watch, failed: OnceLock::new(), folder, instance, _lock: lock };
-        let start = begin(&tree)?;
-        protect_and_sync(&tree.folder)?;
-        prove_durable(&tree, start)?;
-        space::set_aside(&tree.folder, &Bounds::of(config))
-            .map_err(io_error(&tree.folder, "space can't be set aside"))?;
-        Ok(Self { tree })
+        let tree =
+            SledTree { _alarm: alarm, db, watch, failed: OnceLock::new(), folder, instance, _lock: lock };
+        match make_ready(&tree, &Bounds::of(config)) {
+            Ok(()) => Ok(Self { tree }),
+            Err(error) => {
+                // sled panics in its destructor when its last sync fails, too: what failed first is what to tell.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(tree)));
+                Err(error)
+            }
+        }
     }
+}
+
+fn make_ready(tree: &SledTree, bounds: &Bounds) -> Result<(), SpoolError> {
+    let start = begin(tree)?;
+    protect_and_sync(&tree.folder)?;
+    prove_durable(tree, start)?;
+    space::set_aside(&tree.folder, bounds).map_err(io_error(&tree.folder, "space can't be set aside"))
 }
 
 /// The system's error, with what to do.
@@ -150,16 +162,34 @@ fn remove_unfinished_snapshots(folder: &Path) -> Result<(), SpoolError> {
     Ok(())
 }
 
-fn open_database(folder: &Path, cache: u64) -> Result<sled::Db, SpoolError> {
+/// A first start that ended while sled wrote its `conf` leaves one that can't be read. sled writes it before the database,
+/// so beside an empty one it says nothing.
+fn remove_unfinished_conf(database: &File, folder: &Path) -> Result<(), SpoolError> {
+    let path = folder.join(CONF);
+    let empty = database.metadata().map_err(io_error(folder, "the database can't be looked at"))?.len() == 0;
+    match empty.then(|| fs::remove_file(&path)) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error(&path, "can't be removed")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_database(folder: &Path, cache: u64) -> Result<(sled::Db, Alarm), SpoolError> {
     let config = sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
     // sled panics on some kinds of damage.
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(opened) => opened.map_err(|error| trouble(folder, error)),
-        Err(_) => Err(SpoolError::Database {
-            path: folder.to_owned(),
-            reason: "it is damaged, the panic above tells where".to_owned(),
-        }),
-    }
+    let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(opened) => opened.map_err(|error| trouble(folder, error))?,
+        Err(_) => {
+            return Err(SpoolError::Database {
+                path: folder.to_owned(),
+                reason: "it is damaged, the panic above tells where".to_owned(),
+            });
+        }
+    };
+    let alarm =
+        Alarm::set(config, db.clone()).map_err(io_error(folder, "no thread can be started for it"))?;
+    Ok((db, alarm))
 }
 
 /// Checks the format, writes it into a new spool, and returns the number of the start before this one.

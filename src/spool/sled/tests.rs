@@ -115,6 +115,38 @@ fn after_a_failed_sync_every_commit_is_refused() {
     assert!(matches!(spool.commit(&[]), Err(SpoolError::Closed(_))));
 }
 
+/// sled forgets now and then to wake a flush whose write has failed: see `alarm`.
+#[test]
+fn a_commit_whose_write_fails_comes_back() {
+    for _ in 0..20 {
+        let home = folder();
+        let spool = sled_in(home.path()).expect("opens");
+        spool.tree.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::EIO))));
+        let (done, result) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            done.send(spool.commit(&arrival(&envelope(1, 20_000, vec![recipient("x@a.example")]))))
+        });
+        let result = result.recv_timeout(std::time::Duration::from_secs(30)).expect("it does not hang");
+        assert!(result.is_err());
+    }
+}
+
+#[test]
+fn a_first_start_that_ended_half_way_does_not_prevent_the_next() {
+    let home = folder();
+    let spool = home.path().join("spool");
+    fs::create_dir(&spool).expect("a folder");
+    let half_of_it = b"segment_size: 524288\nuse_compr";
+    for (name, bytes) in [("db", &b""[..]), ("conf", half_of_it), ("api-token.new", b"")] {
+        fs::write(spool.join(name), bytes).expect("written");
+    }
+    sled_in(home.path()).expect("opens");
+    // With records in the database the same is damage, and nothing is thrown away.
+    fs::write(spool.join("conf"), half_of_it).expect("written");
+    assert!(sled_in(home.path()).is_err());
+    assert_eq!(fs::read(spool.join("conf")).expect("readable"), half_of_it);
+}
+
 #[test]
 fn a_full_disk_has_its_own_error() {
     let home = folder();
