@@ -158,9 +158,10 @@ impl Run {
         lines.take(15).map(|line| format!("    {line}\n")).collect()
     }
 
-    /// Waits for a relay that serves. `false`: it has ended, as it may with a message, or hangs.
+    /// Waits for a relay that serves, be it that it takes no mail for want of space. `false`: it has ended, as it may with a message, or hangs.
     fn has_started(&mut self) -> bool {
-        let started = within(PATIENCE, || self.relay.has_ended() || self.relay.is_ready());
+        let serves = |relay: &Relay| relay.is_ready() || relay.is_short_of_space();
+        let started = within(PATIENCE, || self.relay.has_ended() || serves(&self.relay));
         if !started {
             self.wrong("neither served nor ended after its start");
             self.end();

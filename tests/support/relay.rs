@@ -308,6 +308,12 @@ impl Relay {
         http::get(self.http(), "/readyz").is_ok_and(|answer| answer.status == 200)
     }
 
+    /// Whether it serves, but takes no mail because its spool has too little room.
+    pub fn is_short_of_space(&self) -> bool {
+        let answer = http::get(self.http(), "/readyz");
+        answer.is_ok_and(|answer| answer.status == 503 && answer.body.contains("\"space: "))
+    }
+
     /// The exit status, if it ends within this time.
     pub fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
         await_exit(&mut self.child, patience)
