@@ -87,7 +87,7 @@ fn check_full_disk(size: usize) {
     let disk = SmallDisk::mount("24m");
     let closed = Arc::new(AtomicBool::new(true));
     let door = Arc::clone(&closed);
-    let sink = Sink::start(place::free_place(), false, move |moment| match moment {
+    let sink = Sink::start((place::own_address(), 0).into(), false, move |moment| match moment {
         Moment::Greeting if door.load(Ordering::SeqCst) => Manner::Say("421 4.3.2 not yet"),
         _ => Manner::Accept,
     });
@@ -139,7 +139,7 @@ fn check_short_of_space(size: usize, killed: bool) {
     let disk = SmallDisk::mount("96m");
     let closed = Arc::new(AtomicBool::new(true));
     let door = Arc::clone(&closed);
-    let sink = Sink::start(place::free_place(), false, move |moment| match moment {
+    let sink = Sink::start((place::own_address(), 0).into(), false, move |moment| match moment {
         Moment::Greeting if door.load(Ordering::SeqCst) => Manner::Say("421 4.3.2 not yet"),
         _ => Manner::Accept,
     });

@@ -18,7 +18,7 @@ pub fn sink(salt: u64) -> Sink {
         (salt, kind, what).hash(&mut hasher);
         hasher.finish().is_multiple_of(part) && suffered.lock().unwrap().insert(format!("{kind} {what}"))
     };
-    Sink::start(place::free_place(), false, move |moment| match moment {
+    Sink::start((place::own_address(), 0).into(), false, move |moment| match moment {
         Moment::Greeting => Manner::Accept,
         Moment::Recipient(path) if strikes("recipient", path, 25) => {
             Manner::Say("450 4.2.0 greylisted, try again")
