@@ -21,8 +21,11 @@ const LAME: Duration = Duration::from_millis(1_500);
 const SMALL: usize = 1_000;
 const LARGE: usize = 40_000;
 
+/// The size of a message and its recipients.
+type Step = (usize, &'static [&'static str]);
+
 /// Recipients by their first letters: `later` is deferred once, `never` bounces, others are taken at once.
-const SCRIPT: [(&[(usize, &[&str])], Stop); 3] = [
+const SCRIPT: [(&[Step], Stop); 3] = [
     (&[(SMALL, &["a"]), (LARGE, &["b", "c"]), (SMALL, &["later", "d"]), (SMALL, &["never"])], Stop::Kill),
     (&[(LARGE, &["later"]), (SMALL, &["never", "e"])], Stop::Terminate),
     (&[(LARGE, &["never"]), (SMALL, &["f"]), (SMALL, &["later"])], Stop::WhenEmpty),

@@ -1,4 +1,5 @@
 //! The load: clients that note for each message whether it was answered 250, and how long that took.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,4 +1,5 @@
 //! Sinks that behave as badly as the internet, but the second time they give in.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
