@@ -82,15 +82,21 @@ fn fill(relay: &mut Relay, size: usize) -> (Vec<Made>, Met) {
     panic!("the disk did not fill up");
 }
 
-/// Fills the disk with messages of this size, gives it room, and counts.
-fn check_full_disk(size: usize) {
-    let disk = SmallDisk::mount("24m");
+/// A sink that takes nothing until its door is opened.
+fn closed_sink() -> (Sink, Arc<AtomicBool>) {
     let closed = Arc::new(AtomicBool::new(true));
     let door = Arc::clone(&closed);
     let sink = Sink::start((place::own_address(), 0).into(), false, move |moment| match moment {
         Moment::Greeting if door.load(Ordering::SeqCst) => Manner::Say("421 4.3.2 not yet"),
         _ => Manner::Accept,
     });
+    (sink, closed)
+}
+
+/// Fills the disk with messages of this size, gives it room, and counts.
+fn check_full_disk(size: usize) {
+    let disk = SmallDisk::mount("24m");
+    let (sink, closed) = closed_sink();
     let mut relay = Setup::new()
         .route("*", sink.address())
         .set("spool.path", &format!("\"{}\"", disk.spool().display()))
@@ -137,12 +143,7 @@ fn await_all(sink: &Sink, taken: &[Made]) {
 /// new mail is taken again though the disk is no larger.
 fn check_short_of_space(size: usize, killed: bool) {
     let disk = SmallDisk::mount("96m");
-    let closed = Arc::new(AtomicBool::new(true));
-    let door = Arc::clone(&closed);
-    let sink = Sink::start((place::own_address(), 0).into(), false, move |moment| match moment {
-        Moment::Greeting if door.load(Ordering::SeqCst) => Manner::Say("421 4.3.2 not yet"),
-        _ => Manner::Accept,
-    });
+    let (sink, closed) = closed_sink();
     let mut relay = Setup::new()
         .route("*", sink.address())
         .set("spool.path", &format!("\"{}\"", disk.spool().display()))
