@@ -88,11 +88,8 @@ impl Queue {
         resident.indexed = true;
         self.unindexed.remove(id);
         let envelope = resident.envelope.clone();
-        let waiting: Vec<(u16, u64)> = (0..)
-            .zip(&resident.states)
-            .filter(|(_, state)| !state.status.is_settled())
-            .map(|(number, state)| (number, state.due_ms))
-            .collect();
+        let waiting: Vec<(u16, u64)> =
+            resident.waiting().map(|number| (number, resident.states[usize::from(number)].due_ms)).collect();
         let mut keys = Vec::with_capacity(waiting.len() + 2);
         for (number, due_ms) in waiting {
             let destination = envelope.recipients[usize::from(number)].destination.clone();
@@ -112,10 +109,7 @@ impl Queue {
     /// Writes the keys of a message that has none yet. Its arrival must be on disk or under way.
     pub(super) fn index(&mut self, id: QueueId) {
         let keys = self.index_keys(id);
-        self.open.deadlines.extend(keys.iter().filter_map(|key| match key {
-            Op::PutDeadline(at_ms, _) => Some(*at_ms),
-            _ => None,
-        }));
+        self.open.deadlines.extend(deadlines(&keys));
         self.open.changes.extend(keys);
     }
 
@@ -211,11 +205,7 @@ impl Queue {
             return false;
         }
         resident.indexed = false;
-        let waiting: Vec<u16> = (0..)
-            .zip(&resident.states)
-            .filter(|(_, state)| !state.status.is_settled())
-            .map(|(number, _)| number)
-            .collect();
+        let waiting: Vec<u16> = resident.waiting().collect();
         let envelope = resident.envelope.clone();
         self.index(id);
         if let Some(resident) = self.residents.get_mut(id) {
@@ -227,6 +217,14 @@ impl Queue {
         }
         true
     }
+}
+
+/// The times of the deadline keys among these, to be noted when they are on disk.
+pub(super) fn deadlines(keys: &[Op]) -> impl Iterator<Item = u64> {
+    keys.iter().filter_map(|key| match key {
+        Op::PutDeadline(at_ms, _) => Some(*at_ms),
+        _ => None,
+    })
 }
 
 impl Handler<Surveyed> for Queue {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Queue;
 use super::commit::{Arrival, Waiting};
 use super::destinations::{Destination, Phase};
+use super::indexing::deadlines;
 use super::messages::{Enqueue, NotQueued};
 use super::residents::Place;
 use crate::mail::envelope::{Content, Envelope};
@@ -132,11 +133,7 @@ impl Queue {
             metrics.bytes_accepted.inc_by(envelope.size);
             self.parts.maillog.accepted(&envelope, self.now_ms());
         }
-        for key in &keys {
-            if let Op::PutDeadline(at, _) = key {
-                self.deadlines.note(*at);
-            }
-        }
+        deadlines(&keys).for_each(|at| self.deadlines.note(at));
         let now_ms = self.now_ms();
         for (number, recipient) in (0..).zip(&envelope.recipients) {
             let room = self.residents.has_wish(envelope.id, number)

@@ -59,7 +59,12 @@ pub(super) struct Resident {
 impl Resident {
     /// Recipients that have not met their fate.
     pub fn unsettled(&self) -> usize {
-        self.states.iter().filter(|state| !state.status.is_settled()).count()
+        self.waiting().count()
+    }
+
+    /// Their numbers.
+    pub fn waiting(&self) -> impl Iterator<Item = u16> {
+        (0..).zip(&self.states).filter(|(_, state)| !state.status.is_settled()).map(|(number, _)| number)
     }
 }
 
