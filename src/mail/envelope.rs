@@ -103,12 +103,21 @@ pub struct RecipientState {
     pub delay_notified: bool,
     /// Why it is not delivered yet, or how it ended.
     pub last: Option<LastReply>,
+    /// An operator holds it: no attempt until it is released. It expires all the same.
+    pub held: bool,
 }
 
 impl RecipientState {
     /// The state of a recipient that was never tried: due since the message arrived.
     pub fn fresh(arrived_ms: u64) -> Self {
-        Self { status: Status::Queued, attempts: 0, due_ms: arrived_ms, delay_notified: false, last: None }
+        Self {
+            status: Status::Queued,
+            attempts: 0,
+            due_ms: arrived_ms,
+            delay_notified: false,
+            last: None,
+            held: false,
+        }
     }
 }
 

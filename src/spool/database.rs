@@ -6,8 +6,8 @@ use bytes::Bytes;
 use sled::IVec;
 
 use super::{
-    Counters, DestinationRecord, DuePage, Op, Patrolled, Quarantined, Spool, SpoolError, Survey, quarantine,
-    read, write,
+    Counters, DestinationRecord, DuePage, Migration, Op, Patrolled, Quarantined, Spool, SpoolError, Survey,
+    migrate, quarantine, read, write,
 };
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -118,6 +118,10 @@ impl<T: Tree + 'static> Spool for Database<T> {
 
     fn holds(&self, id: QueueId) -> Result<bool, SpoolError> {
         read::holds(&self.tree, id)
+    }
+
+    fn migration(&self) -> Result<Option<Migration>, SpoolError> {
+        migrate::state(&self.tree)
     }
 
     fn counters(&self) -> Result<Counters, SpoolError> {

@@ -2,7 +2,7 @@
 //!
 //! | prefix | key | value |
 //! |---|---|---|
-//! | `m` | name | format, start, counters |
+//! | `m` | name | format, start, counters, how far a migration is |
 //! | `e` | queue id, chunk u32 | envelope |
 //! | `s` | queue id, number u16 | state of a recipient; absent while it is fresh |
 //! | `c` | queue id, chunk u32 | content |
@@ -30,6 +30,7 @@ pub(super) const REASON: u8 = b'x';
 pub(super) const META_FORMAT: &[u8] = b"mformat";
 pub(super) const META_START: &[u8] = b"mstart";
 pub(super) const META_COUNTERS: &[u8] = b"mcounters";
+pub(super) const META_MIGRATION: &[u8] = b"mmigration";
 
 /// What follows the destination and its 0x00 in a due key: due time, queue id, number.
 const DUE_TAIL: usize = 8 + 16 + 2;

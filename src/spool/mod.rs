@@ -30,13 +30,15 @@
 //!
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
 //! half allocated (made again at the next start), a wake key of a destination that has nothing due (the Queue, when that
-//! time comes), a new spool without its format record (it is written at the next start).
+//! time comes), a new spool without its format record (it is written at the next start), records of an older format beside the
+//! mark of a migration (the next start goes on where it was).
 
 pub mod content;
 mod database;
 pub mod front;
 mod keys;
 pub mod memory;
+mod migrate;
 mod quarantine;
 mod read;
 mod record;
@@ -96,6 +98,9 @@ pub enum Op {
     Discard(QueueId, Option<String>),
     /// The counters after this commit.
     Counters(Counters),
+    /// The next step of the migration from an older format, if one is under way ([`Spool::migration`]). The first of its commit,
+    /// so that what the commit writes holds.
+    Migrate,
 }
 
 /// The key of one due recipient.
@@ -120,6 +125,33 @@ pub struct DestinationRecord {
     pub retry_at_ms: u64,
     /// When it last failed and why.
     pub last: Option<LastReply>,
+    /// An operator suspended it: no attempt before this wall time (ms). 0: it is not suspended; [`UNTIL_RESUMED`]: until an
+    /// operator resumes it.
+    pub suspended_until_ms: u64,
+}
+
+/// As `suspended_until_ms`: until an operator resumes it.
+pub const UNTIL_RESUMED: u64 = u64::MAX;
+
+impl DestinationRecord {
+    /// Whether nothing is worth remembering.
+    pub fn is_blank(&self) -> bool {
+        self.failures == 0 && self.suspended_until_ms == 0
+    }
+
+    /// When it may be tried again (wall time, ms), whatever stands in the way.
+    pub fn not_before_ms(&self) -> u64 {
+        self.retry_at_ms.max(self.suspended_until_ms)
+    }
+}
+
+/// A migration under way: records of an older format are still to be rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migration {
+    /// The format that the spool had.
+    pub from: u32,
+    /// The format that it gets.
+    pub to: u32,
 }
 
 /// What the spool holds, kept in the same commits as the records.
@@ -137,6 +169,8 @@ pub struct Counters {
     pub tree_bytes: u64,
     /// The lowest id of a message that may not be indexed (has no due and deadline keys yet); `None`: all are.
     pub unindexed_from: Option<QueueId>,
+    /// Recipients on hold.
+    pub held: u64,
 }
 
 /// What a look through some messages found.
@@ -274,6 +308,14 @@ pub trait Spool: Send + Sync + 'static {
     /// As for any read.
     fn holds(&self, _id: QueueId) -> Result<bool, SpoolError> {
         Ok(true)
+    }
+
+    /// The migration that is under way; [`Op::Migrate`] goes on with it.
+    ///
+    /// # Errors
+    /// As for any read.
+    fn migration(&self) -> Result<Option<Migration>, SpoolError> {
+        Ok(None)
     }
 
     /// The counters as of the last commit.

@@ -30,7 +30,10 @@ pub(super) fn set_aside<T: Tree>(
 
 // S5 → S2: they move back; the Queue gives the message its keys in the same commit.
 pub(super) fn release<T: Tree>(tree: &T, changes: &mut Changes, id: QueueId) -> Result<(), SpoolError> {
-    take_out(tree, changes, id, |changes, key, value| changes.put(&key[1..], value))
+    // It may have been set aside by a program of an older format, and the migration has passed.
+    take_out(tree, changes, id, |changes, key, value| {
+        changes.put(&key[1..], record::carried(&value).unwrap_or(value));
+    })
 }
 
 // S5 → S4 (content in a file, which goes after the commit) or S0.

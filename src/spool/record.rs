@@ -2,23 +2,26 @@
 //!
 //! The checksum is CRC-32 as in Ethernet and zip (ISO-HDLC, polynomial 0x04C11DB7), little endian, over kind, version
 //! and payload. The payload is bincode 1.3 with fixed little endian integers and u64 lengths; of a chunk, it is raw
-//! bytes, in chunk 0 after the total length (u32, little endian). `migrations/v0001_initial.rs` has every byte.
+//! bytes, in chunk 0 after the total length (u32, little endian). `migrations/` has every byte. The version is that of the
+//! format since which this kind has its layout; an older one is carried up when it is read.
 //!
 //! Records hold numbers and texts only; domain types are parsed again when they are read, so a record that no longer
 //! parses is damaged, not half believed.
 
-mod v1;
+mod layout;
 
 use std::borrow::Cow;
 
 use bincode::Options;
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sled::IVec;
 
 use super::{Counters, DestinationRecord};
 use crate::mail::envelope::{Envelope, RecipientState};
 use crate::mail::id::QueueId;
+use crate::migrations;
 
 /// No value of the tree is longer (design section 5, trap 2: larger ones make sled write unsynced files).
 pub const VALUE_MAX: usize = 6_000;
@@ -31,8 +34,6 @@ const ENVELOPE_MAX: u64 = 64 << 20;
 
 const HEADER: usize = 6;
 const TOTAL: usize = 4;
-const VERSION: u8 = 1;
-
 /// What a record is of. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -45,6 +46,17 @@ pub(super) enum Kind {
     Format = 6,
     Start = 7,
     Reason = 8,
+    Migration = 9,
+}
+
+impl Kind {
+    /// The format since which records of this kind have the layout they have now.
+    fn version(self) -> u8 {
+        match self {
+            Self::State | Self::Destination | Self::Counters | Self::Migration => 2,
+            Self::Envelope | Self::Content | Self::Format | Self::Start | Self::Reason => 1,
+        }
+    }
 }
 
 /// Why bytes are not the record that was looked for.
@@ -82,6 +94,15 @@ pub(super) struct Start<'a> {
     pub instance: Cow<'a, str>,
 }
 
+/// How far the migration from an older format is.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MigrationMark {
+    /// The format that the spool had.
+    pub from: u32,
+    /// The key to go on from.
+    pub next: Vec<u8>,
+}
+
 fn options() -> impl Options {
     bincode::DefaultOptions::new()
         .with_limit(ENVELOPE_MAX)
@@ -91,13 +112,18 @@ fn options() -> impl Options {
 }
 
 /// Fills in the header of a record whose payload starts at [`HEADER`].
-fn seal(kind: Kind, mut record: Vec<u8>) -> IVec {
-    record[0] = kind as u8;
-    record[1] = VERSION;
-    let crc = checksum(&record[..2], &record[HEADER..]);
-    record[2..HEADER].copy_from_slice(&crc.to_le_bytes());
+fn seal(kind: Kind, record: Vec<u8>) -> IVec {
+    let record = seal_as(kind as u8, kind.version(), record);
     debug_assert!(record.len() <= VALUE_MAX, "a {kind:?} record of {} bytes", record.len());
     record.into()
+}
+
+fn seal_as(kind: u8, version: u8, mut record: Vec<u8>) -> Vec<u8> {
+    record[0] = kind;
+    record[1] = version;
+    let crc = checksum(&record[..2], &record[HEADER..]);
+    record[2..HEADER].copy_from_slice(&crc.to_le_bytes());
+    record
 }
 
 fn checksum(head: &[u8], payload: &[u8]) -> u32 {
@@ -107,20 +133,36 @@ fn checksum(head: &[u8], payload: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// The payload of a record.
-fn unseal(kind: Kind, record: &[u8]) -> Result<&[u8], Unreadable> {
+/// Kind, version and payload of a record whose checksum is right.
+fn open(record: &[u8]) -> Result<(u8, u8, &[u8]), Unreadable> {
     let (head, payload) = record.split_first_chunk::<HEADER>().ok_or(Unreadable::Short)?;
-    let [found, version, crc @ ..] = *head;
+    let [kind, version, crc @ ..] = *head;
     if checksum(&head[..2], payload) != u32::from_le_bytes(crc) {
         return Err(Unreadable::Checksum);
     }
+    Ok((kind, version, payload))
+}
+
+/// The payload of a record, in the layout of this program.
+fn unseal(kind: Kind, record: &[u8]) -> Result<Cow<'_, [u8]>, Unreadable> {
+    let (found, version, payload) = open(record)?;
     if found != kind as u8 {
         return Err(Unreadable::Kind(found));
     }
-    if version != VERSION {
-        return Err(Unreadable::Version(version));
+    if version == kind.version() {
+        return Ok(payload.into());
     }
-    Ok(payload)
+    match migrations::carried(found, version, payload) {
+        Some((carried, payload)) if version > 0 && carried == kind.version() => Ok(payload.into()),
+        _ => Err(Unreadable::Version(version)),
+    }
+}
+
+/// A record of an older format as this program writes it; `None` when it is that already, or can't be read.
+pub(super) fn carried(record: &[u8]) -> Option<IVec> {
+    let (kind, version, payload) = open(record).ok()?;
+    let (version, payload) = migrations::carried(kind, version, payload)?;
+    Some(seal_as(kind, version, [&[0; HEADER], &payload[..]].concat()).into())
 }
 
 fn write(kind: Kind, payload: &impl Serialize) -> IVec {
@@ -134,8 +176,8 @@ fn put(into: &mut Vec<u8>, payload: &impl Serialize) {
     debug_assert!(written.is_ok(), "numbers and texts serialise: {written:?}");
 }
 
-fn read<'a, T: Deserialize<'a>>(kind: Kind, record: &'a [u8]) -> Result<T, Unreadable> {
-    decode(unseal(kind, record)?)
+fn read<T: DeserializeOwned>(kind: Kind, record: &[u8]) -> Result<T, Unreadable> {
+    decode(&unseal(kind, record)?)
 }
 
 fn decode<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, Unreadable> {
@@ -152,27 +194,27 @@ fn cut(text: &str) -> &str {
 }
 
 pub(super) fn write_state(state: &RecipientState) -> IVec {
-    write(Kind::State, &v1::State::of(state))
+    write(Kind::State, &layout::State::of(state))
 }
 
 pub(super) fn read_state(record: &[u8]) -> Result<RecipientState, Unreadable> {
-    read::<v1::State<'_>>(Kind::State, record)?.parse()
+    decode::<layout::State<'_>>(&unseal(Kind::State, record)?)?.parse()
 }
 
 pub(super) fn write_destination(destination: &DestinationRecord) -> IVec {
-    write(Kind::Destination, &v1::Destination::of(destination))
+    write(Kind::Destination, &layout::Destination::of(destination))
 }
 
 pub(super) fn read_destination(record: &[u8]) -> Result<DestinationRecord, Unreadable> {
-    read::<v1::Destination<'_>>(Kind::Destination, record)?.parse()
+    decode::<layout::Destination<'_>>(&unseal(Kind::Destination, record)?)?.parse()
 }
 
 pub(super) fn write_counters(counters: &Counters) -> IVec {
-    write(Kind::Counters, &v1::Counters::of(counters))
+    write(Kind::Counters, &layout::Counters::of(counters))
 }
 
 pub(super) fn read_counters(record: &[u8]) -> Result<Counters, Unreadable> {
-    Ok(read::<v1::Counters>(Kind::Counters, record)?.into())
+    Ok(read::<layout::Counters>(Kind::Counters, record)?.into())
 }
 
 pub(super) fn write_format(format: &Format<'_>) -> IVec {
@@ -191,6 +233,14 @@ pub(super) fn read_start(record: &[u8]) -> Result<Start<'static>, Unreadable> {
     read(Kind::Start, record)
 }
 
+pub(super) fn write_migration(mark: &MigrationMark) -> IVec {
+    write(Kind::Migration, mark)
+}
+
+pub(super) fn read_migration(record: &[u8]) -> Result<MigrationMark, Unreadable> {
+    read(Kind::Migration, record)
+}
+
 pub(super) fn write_reason(reason: &str) -> IVec {
     write(Kind::Reason, &cut(reason))
 }
@@ -202,18 +252,18 @@ pub(super) fn read_reason(record: &[u8]) -> Result<String, Unreadable> {
 /// The whole of an envelope, to be put into chunks.
 pub(super) fn write_envelope(envelope: &Envelope) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
-    put(&mut bytes, &v1::Envelope::of(envelope));
+    put(&mut bytes, &layout::Envelope::of(envelope));
     bytes
 }
 
 /// How long [`write_envelope`] makes it.
 pub(super) fn envelope_len(envelope: &Envelope) -> usize {
-    let len = options().serialized_size(&v1::Envelope::of(envelope)).unwrap_or(0);
+    let len = options().serialized_size(&layout::Envelope::of(envelope)).unwrap_or(0);
     usize::try_from(len).unwrap_or(usize::MAX)
 }
 
 pub(super) fn read_envelope(id: QueueId, bytes: &[u8]) -> Result<Envelope, Unreadable> {
-    decode::<v1::Envelope<'_>>(bytes)?.parse(id)
+    decode::<layout::Envelope<'_>>(bytes)?.parse(id)
 }
 
 /// How many chunks `len` bytes make; nothing makes one.
@@ -243,7 +293,8 @@ pub(super) fn read_chunks<E: From<Unreadable>>(
     mut get: impl FnMut(u32) -> Result<Option<IVec>, E>,
 ) -> Result<Option<Bytes>, E> {
     let Some(first) = get(0)? else { return Ok(None) };
-    let (total, piece) = unseal(kind, &first)?.split_first_chunk().ok_or(Unreadable::Short)?;
+    let first = unseal(kind, &first)?;
+    let (total, piece) = first.split_first_chunk().ok_or(Unreadable::Short)?;
     let total = u32::from_le_bytes(*total) as usize;
     let check = |piece: &[u8], before: usize| {
         let expected = (total - before).min(CHUNK);

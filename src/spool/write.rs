@@ -6,7 +6,7 @@ use sled::IVec;
 
 use super::database::{Change, Tree};
 use super::record::{self, Kind};
-use super::{Op, SpoolError, keys, quarantine};
+use super::{Op, SpoolError, keys, migrate, quarantine};
 use crate::mail::envelope::{Content, ContentPlace, Envelope};
 use crate::mail::id::QueueId;
 
@@ -38,6 +38,7 @@ pub(super) fn changes<T: Tree>(tree: &T, ops: &[Op]) -> Result<Vec<Change>, Spoo
             Op::Release(id) => quarantine::release(tree, &mut changes, *id)?,
             Op::Discard(id, _) => quarantine::discard(tree, &mut changes, *id)?,
             Op::Counters(counters) => changes.put(keys::META_COUNTERS, record::write_counters(counters)),
+            Op::Migrate => migrate::step(tree, &mut changes)?,
         }
     }
     if !lost.is_empty() {

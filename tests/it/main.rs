@@ -17,3 +17,4 @@ mod startup;
 mod tidy;
 mod tools;
 mod transcripts;
+mod upgrades;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::super::database::{Change, Tree};
-use super::super::record::{self, Format, Start, Unreadable};
+use super::super::record::{self, Format, MigrationMark, Start, Unreadable};
 use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
-use super::super::{SpoolError, keys};
+use super::super::{SpoolError, keys, migrate};
 use super::alarm::Alarm;
 use super::{SledSpool, SledTree, trouble};
 use crate::config::SpoolConfig;
@@ -202,6 +202,9 @@ fn begin(tree: &SledTree) -> Result<u64, SpoolError> {
     if let Some(found) = tree.get(keys::META_FORMAT)? {
         let format = record::read_format(&found).map_err(unreadable)?;
         migrations::check(&tree.folder, format.version, &format.writer)?;
+        if format.version < migrations::CURRENT {
+            begin_migration(tree, format.version)?;
+        }
     } else if tree.db.is_empty() {
         let format = Format { version: migrations::CURRENT, writer: env!("CARGO_PKG_VERSION").into() };
         tree.apply(vec![change(keys::META_FORMAT, record::write_format(&format))])?;
@@ -209,6 +212,17 @@ fn begin(tree: &SledTree) -> Result<u64, SpoolError> {
         return Err(unreadable(Unreadable::Field("format")));
     }
     start.map_or(Ok(0), |start| record::read_start(&start).map(|start| start.number).map_err(unreadable))
+}
+
+/// From here on no older program may use the spool. A migration that was under way begins again: the format it came from counts.
+fn begin_migration(tree: &SledTree, version: u32) -> Result<(), SpoolError> {
+    let from = migrate::mark(tree)?.map_or(version, |mark| mark.from.min(version));
+    tracing::info!(from, to = migrations::CURRENT, "the spool's format is old: its records are carried over");
+    let format = Format { version: migrations::CURRENT, writer: env!("CARGO_PKG_VERSION").into() };
+    tree.apply(vec![
+        change(keys::META_FORMAT, record::write_format(&format)),
+        change(keys::META_MIGRATION, record::write_migration(&MigrationMark { from, next: Vec::new() })),
+    ])
 }
 
 fn change(key: &[u8], value: sled::IVec) -> Change {

@@ -1,4 +1,4 @@
-//! The payloads of format version 1. Frozen: a change is a new version and a step in `migrations/`.
+//! The payloads as this program writes them. Frozen: a change is a new format and a step in `migrations/`.
 
 use std::borrow::Cow;
 
@@ -53,6 +53,7 @@ pub(super) struct State<'a> {
     delay_notified: bool,
     #[serde(borrow)]
     last: Option<LastReply<'a>>,
+    held: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,6 +62,8 @@ pub(super) struct Destination<'a> {
     retry_at_ms: u64,
     #[serde(borrow)]
     last: Option<LastReply<'a>>,
+    /// 0: it is not suspended.
+    suspended_until_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -90,6 +93,7 @@ pub(super) struct Counters {
     quarantined: u64,
     tree_bytes: u64,
     unindexed_from: Option<[u8; 16]>,
+    held: u64,
 }
 
 impl<'a> Envelope<'a> {
@@ -192,6 +196,7 @@ impl<'a> State<'a> {
             due_ms: state.due_ms,
             delay_notified: state.delay_notified,
             last: state.last.as_ref().map(LastReply::of),
+            held: state.held,
         }
     }
 
@@ -209,6 +214,7 @@ impl<'a> State<'a> {
             due_ms: self.due_ms,
             delay_notified: self.delay_notified,
             last: self.last.map(LastReply::parse).transpose()?,
+            held: self.held,
         })
     }
 }
@@ -219,6 +225,7 @@ impl<'a> Destination<'a> {
             failures: record.failures,
             retry_at_ms: record.retry_at_ms,
             last: record.last.as_ref().map(LastReply::of),
+            suspended_until_ms: record.suspended_until_ms,
         }
     }
 
@@ -227,6 +234,7 @@ impl<'a> Destination<'a> {
             failures: self.failures,
             retry_at_ms: self.retry_at_ms,
             last: self.last.map(LastReply::parse).transpose()?,
+            suspended_until_ms: self.suspended_until_ms,
         })
     }
 }
@@ -274,7 +282,7 @@ impl Reply<'_> {
 
 impl Counters {
     pub fn of(counters: &spool::Counters) -> Self {
-        let spool::Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from } =
+        let spool::Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from, held } =
             *counters;
         Self {
             messages,
@@ -283,13 +291,14 @@ impl Counters {
             quarantined,
             tree_bytes,
             unindexed_from: unindexed_from.map(|id| *id.as_bytes()),
+            held,
         }
     }
 }
 
 impl From<Counters> for spool::Counters {
     fn from(counters: Counters) -> Self {
-        let Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from } = counters;
+        let Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from, held } = counters;
         Self {
             messages,
             recipients,
@@ -297,6 +306,7 @@ impl From<Counters> for spool::Counters {
             quarantined,
             tree_bytes,
             unindexed_from: unindexed_from.map(QueueId::from_bytes),
+            held,
         }
     }
 }
