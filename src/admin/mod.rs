@@ -9,10 +9,14 @@
 //! | `GET /api/queue?after=ID&limit=N` | a [`view::QueuePage`] |
 //! | `GET /api/queue/{id}` | a [`view::MessageView`] |
 //! | `POST /api/queue/{id}/retry?recipient=N` | what came of it: a `CommandResult` |
+//! | `POST /api/queue/{id}/hold?recipient=N`, `…/release` | the same |
 //! | `DELETE /api/queue/{id}?recipient=N` | the same |
+//! | `GET /api/destinations?after=DOMAIN&limit=N` | a [`view::destinations::DestinationsPage`] |
+//! | `POST /api/destinations/{domain}/suspend?seconds=N`, `…/resume` | what came of it |
 //!
 //! Everything under `/api` needs the [`token`]; every request must name this relay in `Host`.
 
+mod destinations;
 mod guard;
 mod health;
 mod quarantine;
@@ -33,7 +37,9 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data};
 use actix_web::{App, HttpResponse, HttpServer, ResponseError};
 
-use crate::actors::queue::messages::{Command, Inspect, Observe, QuarantineCommand};
+use crate::actors::queue::messages::{
+    Command, DestinationCommand, Inspect, InspectDestinations, Observe, QuarantineCommand,
+};
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::spool::front::Front;
@@ -76,6 +82,10 @@ pub struct QueueRecipients {
     pub inspect: Recipient<Inspect>,
     /// Does what an operator asks.
     pub command: Recipient<Command>,
+    /// Answers what it has of destinations in memory.
+    pub destinations: Recipient<InspectDestinations>,
+    /// Suspends and resumes destinations.
+    pub destination: Recipient<DestinationCommand>,
     /// Decides on messages in quarantine.
     pub quarantine: Recipient<QuarantineCommand>,
     /// Refreshes the gauges.
@@ -132,7 +142,7 @@ async fn readyz(context: Data<AdminContext>) -> HttpResponse {
 async fn nothing_here() -> Failure {
     Failure::new(
         StatusCode::NOT_FOUND,
-        "nothing here; there are /metrics, /livez, /readyz and the queue API under /api/queue and /api/quarantine",
+        "nothing here; there are /metrics, /livez, /readyz and the queue API under /api/queue, /api/destinations and /api/quarantine",
     )
 }
 

@@ -1,4 +1,4 @@
-//! `/api/queue`: list, show, retry, remove; and the routes of the whole API.
+//! `/api/queue`: list, show, retry, hold, release, remove; and the routes of the whole API.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use actix_web::{HttpResponse, Scope, dev};
 use serde::Deserialize;
 
 use super::view::{MessageSummary, MessageView, QueuePage};
-use super::{AdminContext, Failure, PATIENCE, guard, quarantine};
+use super::{AdminContext, Failure, PATIENCE, destinations, guard, quarantine};
 use crate::actors::queue::messages::{Command, CommandResult, CommandVerb, InMemory, Inspect};
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -36,6 +36,11 @@ pub(super) fn api() -> Scope<
         .route("/queue/{id}", web::get().to(show))
         .route("/queue/{id}", web::delete().to(remove))
         .route("/queue/{id}/retry", web::post().to(retry))
+        .route("/queue/{id}/hold", web::post().to(hold))
+        .route("/queue/{id}/release", web::post().to(release))
+        .route("/destinations", web::get().to(destinations::list))
+        .route("/destinations/{name}/suspend", web::post().to(destinations::suspend))
+        .route("/destinations/{name}/resume", web::post().to(destinations::resume))
         .route("/quarantine", web::get().to(quarantine::list))
         .route("/quarantine/{id}", web::get().to(quarantine::show))
         .route("/quarantine/{id}", web::delete().to(quarantine::discard))
@@ -89,6 +94,22 @@ async fn retry(
     query: Query<RecipientQuery>,
 ) -> Result<HttpResponse, Failure> {
     command(&context, &id, query.recipient, CommandVerb::Retry).await
+}
+
+async fn hold(
+    context: Data<AdminContext>,
+    id: Path<String>,
+    query: Query<RecipientQuery>,
+) -> Result<HttpResponse, Failure> {
+    command(&context, &id, query.recipient, CommandVerb::Hold).await
+}
+
+async fn release(
+    context: Data<AdminContext>,
+    id: Path<String>,
+    query: Query<RecipientQuery>,
+) -> Result<HttpResponse, Failure> {
+    command(&context, &id, query.recipient, CommandVerb::Release).await
 }
 
 async fn remove(

@@ -8,7 +8,9 @@ use actix::{Actor, Context, Handler, ResponseFuture};
 use actix_web::dev::ServerHandle;
 
 use super::*;
-use crate::actors::queue::messages::{CommandResult, InMemory, QuarantineCommand, QuarantineVerb};
+use crate::actors::queue::messages::{
+    CommandResult, DestinationVerb, DestinationsInMemory, InMemory, QuarantineCommand, QuarantineVerb,
+};
 use crate::admin::view::tests::{NOW, message, queued};
 use crate::admin::view::{QuarantinePage, QuarantineView};
 use crate::cli::client::{Client, ClientError};
@@ -44,6 +46,8 @@ impl FakeRelay {
                 let queue = QueueRecipients {
                     inspect: queue.clone().recipient(),
                     command: queue.clone().recipient(),
+                    destinations: queue.clone().recipient(),
+                    destination: queue.clone().recipient(),
                     quarantine: queue.clone().recipient(),
                     observe: queue.recipient(),
                 };
@@ -127,6 +131,27 @@ impl Handler<Command> for FakeQueue {
             Some(0) => CommandResult::Done { recipients: 1, in_flight: 0 },
             Some(1) => CommandResult::Unavailable,
             Some(_) => CommandResult::NotFound,
+        }
+    }
+}
+
+impl Handler<InspectDestinations> for FakeQueue {
+    type Result = DestinationsInMemory;
+
+    fn handle(&mut self, _: InspectDestinations, _: &mut Context<Self>) -> DestinationsInMemory {
+        DestinationsInMemory::default()
+    }
+}
+
+impl Handler<DestinationCommand> for FakeQueue {
+    type Result = CommandResult;
+
+    fn handle(&mut self, command: DestinationCommand, _: &mut Context<Self>) -> CommandResult {
+        match command.verb {
+            DestinationVerb::Suspend { until_ms } if until_ms > NOW => {
+                CommandResult::Done { recipients: 0, in_flight: 1 }
+            }
+            _ => CommandResult::Impossible { reason: format!("{} is not suspended", command.destination) },
         }
     }
 }

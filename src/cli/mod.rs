@@ -14,6 +14,7 @@ pub mod check;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod destinations;
 pub mod machine;
 pub mod queue;
 pub mod serve;
@@ -56,6 +57,8 @@ enum Verb {
     Demo,
     /// Look into the queue of the running relay, and change it
     Queue(queue::QueueArgs),
+    /// See whom mail waits for, and suspend or resume a destination
+    Destinations(destinations::DestinationsArgs),
     /// Say every problem of the configuration, or what would run
     Check,
     /// Print a configuration file with every key, its meaning and its default
@@ -69,6 +72,9 @@ impl Cli {
         match self.verb {
             None | Some(Verb::Serve) => with_config(read(), serve::run),
             Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
+            Some(Verb::Destinations(args)) => {
+                with_config(read(), |config, _| destinations::run(args, &config))
+            }
             Some(Verb::Demo) => demo::run(),
             Some(Verb::Config) => config::run(),
             Some(Verb::Check) => check::run(read()),

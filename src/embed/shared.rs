@@ -162,6 +162,8 @@ impl Shared {
             queue: QueueRecipients {
                 inspect: queue.clone().recipient(),
                 command: queue.clone().recipient(),
+                destinations: queue.clone().recipient(),
+                destination: queue.clone().recipient(),
                 quarantine: queue.clone().recipient(),
                 observe: queue.clone().recipient(),
             },

@@ -198,6 +198,8 @@ metrics! {
     queue_messages: IntGauge = "posthaste_queue_messages";
     /// Recipients in the queue that have not met their fate.
     queue_recipients: IntGauge = "posthaste_queue_recipients";
+    /// Recipients that an operator holds. Worry when they are forgotten: they expire as all others do.
+    held_recipients: IntGauge = "posthaste_held_recipients";
     /// Content bytes of queued messages.
     queue_bytes: IntGauge = "posthaste_queue_bytes";
     /// Messages put aside because they can't be read or crash the delivery. Worry when above 0: look at them.
@@ -211,6 +213,8 @@ metrics! {
     destinations_active: IntGauge = "posthaste_destinations_active";
     /// Destinations that failed as a whole and wait for their next try. Worry when it jumps: the network or DNS.
     destinations_backing_off: IntGauge = "posthaste_destinations_backing_off";
+    /// Destinations that an operator suspended. Worry when one is forgotten: its mail expires.
+    destinations_suspended: IntGauge = "posthaste_destinations_suspended";
     /// Destinations that hold their slots long; with the failing ones they get at most half of all slots.
     destinations_slow: IntGauge = "posthaste_destinations_slow";
     /// Recipients in memory that wait for a connection slot. Worry when it stays high while slots are free.

@@ -7,7 +7,7 @@ use sled::IVec;
 
 use super::{
     Counters, DestinationRecord, DuePage, Migration, Op, Patrolled, Quarantined, Spool, SpoolError, Survey,
-    migrate, quarantine, read, write,
+    Waiting, migrate, quarantine, read, write,
 };
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -102,6 +102,10 @@ impl<T: Tree + 'static> Spool for Database<T> {
         limit: usize,
     ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
         read::destinations(&self.tree, after, limit)
+    }
+
+    fn queued(&self, after: Option<&Domain>, limit: usize) -> Result<Vec<(Domain, Waiting)>, SpoolError> {
+        read::queued(&self.tree, after, limit)
     }
 
     fn quarantined(

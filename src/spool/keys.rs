@@ -115,6 +115,12 @@ pub(super) fn read_due(key: &[u8]) -> Option<(u64, QueueId, u16)> {
     Some((u64::from_be_bytes(*due_ms), QueueId::from_bytes(*id), u16::from_be_bytes(number.try_into().ok()?)))
 }
 
+/// The destination of a due key.
+pub(super) fn read_due_destination(key: &[u8]) -> Option<Domain> {
+    let name = key.get(1..key.len().checked_sub(DUE_TAIL + 1)?)?;
+    read_domain(name)
+}
+
 pub(super) fn read_wake(key: &[u8]) -> Option<(u64, Domain)> {
     let (at_ms, name) = key.get(1..)?.split_first_chunk()?;
     Some((u64::from_be_bytes(*at_ms), read_domain(name)?))
@@ -181,6 +187,8 @@ mod tests {
         assert_eq!(key, golden);
         assert_eq!(read_due(&key), Some((0x0102, ID, 0x0304)));
         assert_eq!(read_due(b"d"), None);
+        assert_eq!(read_due_destination(&key), Some(domain("a.example")));
+        assert_eq!(read_due_destination(b"d"), None);
     }
 
     #[test]

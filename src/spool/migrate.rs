@@ -56,6 +56,7 @@ pub(super) fn step<T: Tree>(tree: &T, changes: &mut Changes) -> Result<(), Spool
             return Ok(());
         }
     }
+    tracing::info!(from, to = migrations::CURRENT, "no record of an older format is left");
     changes.remove(keys::META_MIGRATION);
     Ok(())
 }

@@ -145,6 +145,20 @@ impl DestinationRecord {
     }
 }
 
+/// Due keys of one destination that are counted at most, for [`Spool::queued`].
+pub const COUNTED_MAX: u64 = 10_000;
+
+/// What waits for a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Recipients with a due key, counted up to [`COUNTED_MAX`].
+    pub recipients: u64,
+    /// Whether there are more.
+    pub more: bool,
+    /// The earliest due time (wall time, ms); `None` without mail.
+    pub next_due_ms: Option<u64>,
+}
+
 /// A migration under way: records of an older format are still to be rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Migration {
@@ -281,6 +295,13 @@ pub trait Spool: Send + Sync + 'static {
         after: Option<&Domain>,
         limit: usize,
     ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError>;
+
+    /// The destinations that due keys name, after `after`, at most `limit`, and how much waits for each. Keys only are read, at most
+    /// [`COUNTED_MAX`] for each destination.
+    ///
+    /// # Errors
+    /// As for any read.
+    fn queued(&self, after: Option<&Domain>, limit: usize) -> Result<Vec<(Domain, Waiting)>, SpoolError>;
 
     /// Up to `limit` messages in quarantine with ids above `after`, and why they are there.
     ///

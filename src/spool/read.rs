@@ -8,7 +8,9 @@ use sled::IVec;
 
 use super::database::Tree;
 use super::record::{self, Kind, Unreadable};
-use super::{Counters, DestinationRecord, DueKey, DuePage, Patrolled, SpoolError, Survey, keys};
+use super::{
+    COUNTED_MAX, Counters, DestinationRecord, DueKey, DuePage, Patrolled, SpoolError, Survey, Waiting, keys,
+};
 use crate::mail::envelope::{ContentPlace, Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -220,6 +222,10 @@ pub(super) fn patrol<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<P
                 continue;
             }
             waiting += 1;
+            if state.held {
+                found.counted.held += 1;
+                continue;
+            }
             let (destination, due_ms) = (recipient.destination.clone(), state.due_ms);
             let key = keys::due(&DueKey { destination, due_ms, id: envelope.id, number });
             lacks = lacks || tree.get(&key)?.is_none();
@@ -320,6 +326,40 @@ pub(super) fn destinations<T: Tree>(
 ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
     let after = after.map(keys::destination);
     pairs(tree, keys::DESTINATION, after, limit, keys::read_destination, record::read_destination)
+}
+
+pub(super) fn queued<T: Tree>(
+    tree: &T,
+    after: Option<&Domain>,
+    limit: usize,
+) -> Result<Vec<(Domain, Waiting)>, SpoolError> {
+    let mut from = after.map_or_else(|| vec![keys::DUE], |name| keys::end_of(&keys::due_prefix(name)));
+    let mut found = Vec::new();
+    while found.len() < limit {
+        let mut first = None;
+        tree.scan(&from, &[keys::DUE + 1], &mut |key, _| {
+            first = Some(key.to_vec());
+            false
+        })?;
+        let Some(first) = first else { break };
+        let Some(destination) = keys::read_due_destination(&first) else {
+            from = keys::after(first);
+            continue;
+        };
+        let prefix = keys::due_prefix(&destination);
+        let mut waiting = Waiting::default();
+        tree.scan(&prefix, &keys::end_of(&prefix), &mut |key, _| {
+            waiting.more = waiting.recipients >= COUNTED_MAX;
+            waiting.recipients += u64::from(!waiting.more);
+            if let (None, Some((due_ms, _, _))) = (waiting.next_due_ms, keys::read_due(key)) {
+                waiting.next_due_ms = Some(due_ms);
+            }
+            !waiting.more
+        })?;
+        found.push((destination, waiting));
+        from = keys::end_of(&prefix);
+    }
+    Ok(found)
 }
 
 pub(super) fn quarantined<T: Tree>(

@@ -308,8 +308,8 @@ pub(super) fn read_chunks<E: From<Unreadable>>(
     for number in 1..chunks(total) {
         let record = get(number)?.ok_or(Unreadable::Chunk(number))?;
         let piece = unseal(kind, &record)?;
-        check(piece, whole.len())?;
-        whole.extend_from_slice(piece);
+        check(&piece, whole.len())?;
+        whole.extend_from_slice(&piece);
     }
     Ok(Some(whole.into()))
 }

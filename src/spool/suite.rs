@@ -290,7 +290,12 @@ fn wakes_and_deadlines_come_in_order_of_time<T: Tree + 'static>(spool: &Database
 }
 
 fn destinations_are_remembered_and_forgotten<T: Tree + 'static>(spool: &Database<T>) {
-    let record = |failures| DestinationRecord { failures, retry_at_ms: 5, last: Some(last("no")) };
+    let record = |failures| DestinationRecord {
+        failures,
+        retry_at_ms: 5,
+        last: Some(last("no")),
+        suspended_until_ms: 6,
+    };
     let (a, b) = (domain("a.example"), domain("[ipv6:::1]"));
     spool
         .commit(&[Op::PutDestination(a.clone(), record(1)), Op::PutDestination(b.clone(), record(2))])
@@ -377,6 +382,7 @@ fn counters_are_those_of_the_last_commit<T: Tree + 'static>(spool: &Database<T>)
         quarantined: 4,
         tree_bytes: 6,
         unindexed_from: Some(id(5)),
+        held: 7,
     };
     spool.commit(&[Op::Counters(Counters::default()), Op::Counters(counters)]).expect("committed");
     assert_eq!(spool.counters().expect("readable"), counters);

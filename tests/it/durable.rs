@@ -26,7 +26,9 @@ use posthaste::schedule::retry::RetryRules;
 use posthaste::smtp::address::Domain;
 use posthaste::spool::front::Front;
 use posthaste::spool::memory::MemorySpool;
-use posthaste::spool::{Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey};
+use posthaste::spool::{
+    Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey, Waiting,
+};
 use tokio::sync::{Semaphore, watch};
 
 use crate::support::PATIENCE;
@@ -106,6 +108,10 @@ impl Spool for Stuck {
         limit: usize,
     ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
         self.memory.destinations(after, limit)
+    }
+
+    fn queued(&self, after: Option<&Domain>, limit: usize) -> Result<Vec<(Domain, Waiting)>, SpoolError> {
+        self.memory.queued(after, limit)
     }
 
     fn counters(&self) -> Result<Counters, SpoolError> {

@@ -42,6 +42,8 @@ pub(super) struct OpenCommit {
     pub changes: Vec<Op>,
     /// Whether the counters changed though nothing else did.
     pub counters: bool,
+    /// Whether it carries a step of a migration.
+    pub migrate: bool,
     /// The times of deadline keys in `changes`.
     pub deadlines: Vec<u64>,
     /// Recipients whose change is in `changes`.
@@ -60,6 +62,7 @@ pub(super) struct OpenCommit {
 #[derive(Debug, Default)]
 pub(super) struct UnderWay {
     pub arrivals: Vec<Arrival>,
+    pub migrate: bool,
     pub deadlines: Vec<u64>,
     pub settling: Vec<(QueueId, u16)>,
     pub leaving: Vec<(Domain, u64)>,
@@ -81,11 +84,16 @@ impl OpenCommit {
             && self.answers.is_empty()
             && self.leaving.is_empty()
             && !self.counters
+            && !self.migrate
     }
 
     /// Takes what the next commit carries: every change, every report, and new mail up to the bounds.
     pub fn take(&mut self, counters: &mut Counters) -> (Vec<Op>, UnderWay) {
         let mut ops = std::mem::take(&mut self.changes);
+        let migrate = std::mem::take(&mut self.migrate);
+        if migrate {
+            ops.insert(0, Op::Migrate);
+        }
         let mut arrivals = std::mem::take(&mut self.reports);
         let mut bytes = 0;
         while let Some(arrival) = self.arrivals.front() {
@@ -107,6 +115,7 @@ impl OpenCommit {
             settling: std::mem::take(&mut self.settling),
             leaving: std::mem::take(&mut self.leaving),
             answers: std::mem::take(&mut self.answers),
+            migrate,
         };
         (ops, under_way)
     }

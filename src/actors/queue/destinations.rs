@@ -2,16 +2,18 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::JUMP_MS;
+use super::messages::{CommandResult, DestinationVerb};
 use crate::actors::delivery::DeliveryHandle;
 use crate::mail::id::QueueId;
 use crate::route::table::Route;
 use crate::schedule::slots::Standing;
 use crate::schedule::window::Window;
 use crate::smtp::address::Domain;
-use crate::spool::DestinationRecord;
+use crate::spool::{DestinationRecord, UNTIL_RESUMED};
 
 /// What the Queue is doing with a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ pub(super) enum Phase {
     Parked,
     /// Nothing of it is in memory; forgotten with the commit that sets its wake key.
     Leaving,
+}
+
+/// What an operator asked for, and who waits for it.
+#[derive(Debug)]
+pub(super) enum DestinationWish {
+    /// Mail of it is to be tried at once: its back-off ends.
+    Lift,
+    /// A command.
+    Command(DestinationVerb, oneshot::Sender<CommandResult>),
 }
 
 /// Where a destination waits for its turn.
@@ -44,8 +55,8 @@ pub(super) struct Destination {
     pub phase: Phase,
     /// Back-off state, as on disk after the open commit.
     pub record: DestinationRecord,
-    /// An operator lifted the back-off while the record was still being read.
-    pub lifted: bool,
+    /// What an operator asked for while the record was still being read.
+    pub wishes: Vec<DestinationWish>,
     /// Recipients waiting for a slot, in order; entries whose place is no longer `Ready` are passed over.
     pub ready: VecDeque<(QueueId, u16)>,
     /// Attempts under way.
@@ -84,7 +95,7 @@ impl Destination {
             route,
             phase,
             record: DestinationRecord::default(),
-            lifted: false,
+            wishes: Vec::new(),
             ready: VecDeque::new(),
             attempts: 0,
             window: Window::new(connections),
@@ -148,11 +159,37 @@ impl Destination {
 
     /// When it needs the Queue again; `None` when no mail is left.
     pub fn next_wake_ms(&self, now_ms: u64) -> Option<u64> {
-        if !self.more_on_disk && self.next_due_ms.is_none() {
+        let suspended = Some(self.record.suspended_until_ms).filter(|until| *until > now_ms);
+        if suspended == Some(UNTIL_RESUMED) {
             return None;
         }
+        if !self.more_on_disk && self.next_due_ms.is_none() {
+            // The end of a suspension is to be noticed without mail, too: its record goes.
+            return suspended;
+        }
         let due = if self.more_on_disk { now_ms } else { self.next_due_ms.unwrap_or(now_ms) };
-        Some(if self.backs_off(now_ms) { due.max(self.record.retry_at_ms) } else { due })
+        Some(if self.backs_off(now_ms) { due.max(self.record.not_before_ms()) } else { due })
+    }
+
+    /// It answered, or its back-off means nothing without mail.
+    pub fn forget_failures(&mut self) {
+        self.record = DestinationRecord {
+            suspended_until_ms: self.record.suspended_until_ms,
+            ..DestinationRecord::default()
+        };
+    }
+
+    /// When it leaves memory, what nobody else would ever forget: failures without mail, and a suspension that has ended.
+    /// Whether that changed its record.
+    pub fn forget_what_is_over(&mut self, now_ms: u64) -> bool {
+        let before = self.record.clone();
+        if !self.more_on_disk && self.next_due_ms.is_none() {
+            self.forget_failures();
+        }
+        if self.record.suspended_until_ms <= now_ms {
+            self.record.suspended_until_ms = 0;
+        }
+        self.record != before
     }
 
     /// Mail on disk is due at this time.
@@ -165,7 +202,7 @@ impl Destination {
 /// time went back, and says nothing of when to try again.
 pub(super) fn backs_off(record: &DestinationRecord, now_ms: u64) -> bool {
     let from_the_future = record.last.as_ref().is_some_and(|last| last.at_ms > now_ms + JUMP_MS);
-    record.retry_at_ms > now_ms && !from_the_future
+    record.suspended_until_ms > now_ms || (record.retry_at_ms > now_ms && !from_the_future)
 }
 
 /// All destinations in memory, what the static routes share, and who is known to answer.

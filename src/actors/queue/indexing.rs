@@ -88,8 +88,10 @@ impl Queue {
         resident.indexed = true;
         self.unindexed.remove(id);
         let envelope = resident.envelope.clone();
-        let waiting: Vec<(u16, u64)> =
-            resident.waiting().map(|number| (number, resident.states[usize::from(number)].due_ms)).collect();
+        let state = |number: u16| &resident.states[usize::from(number)];
+        // What is on hold is found by its deadline, and by whoever releases it.
+        let free = resident.waiting().filter(|number| !state(*number).held);
+        let waiting: Vec<(u16, u64)> = free.map(|number| (number, state(number).due_ms)).collect();
         let mut keys = Vec::with_capacity(waiting.len() + 2);
         for (number, due_ms) in waiting {
             let destination = envelope.recipients[usize::from(number)].destination.clone();

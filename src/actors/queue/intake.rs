@@ -8,6 +8,7 @@ use super::commit::{Arrival, Waiting};
 use super::destinations::{Destination, Phase};
 use super::indexing::deadlines;
 use super::messages::{Enqueue, NotQueued};
+use super::migrating::Migration;
 use super::residents::Place;
 use crate::mail::envelope::{Content, Envelope};
 use crate::mail::id::QueueId;
@@ -106,6 +107,9 @@ impl Queue {
         let Some(done) = self.under_way.take() else { return };
         for answer in done.answers {
             let _ = answer.send(());
+        }
+        if done.migrate {
+            self.migration = Migration::Unknown;
         }
         done.deadlines.into_iter().for_each(|at| self.deadlines.note(at));
         for (id, number) in done.settling {

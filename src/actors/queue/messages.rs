@@ -6,6 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::mail::envelope::{Content, Envelope};
 use crate::mail::id::QueueId;
+use crate::smtp::address::Domain;
 
 /// Session → Queue: keep this message. The answer comes after the commit that holds it.
 ///
@@ -54,6 +55,10 @@ pub enum CommandVerb {
     Retry,
     /// Remove without telling the sender.
     Remove,
+    /// No attempt until it is released.
+    Hold,
+    /// The opposite: the schedule goes on where it was.
+    Release,
 }
 
 /// What came of a [`Command`].
@@ -76,6 +81,53 @@ pub enum CommandResult {
     },
     /// The relay is stopping or the spool failed.
     Unavailable,
+}
+
+/// Operator → Queue: do something to a destination as a whole.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "CommandResult")]
+pub struct DestinationCommand {
+    /// The destination; it need not have mail.
+    pub destination: Domain,
+    /// What to do.
+    pub verb: DestinationVerb,
+}
+
+/// What an operator can do to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestinationVerb {
+    /// No attempt before this wall time (ms); [`UNTIL_RESUMED`](crate::spool::UNTIL_RESUMED): until it is resumed.
+    Suspend {
+        /// Wall time in milliseconds.
+        until_ms: u64,
+    },
+    /// The opposite: its mail goes by its schedule again.
+    Resume,
+}
+
+/// API → Queue: what is in memory of the destinations after a name, in order of name.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "DestinationsInMemory")]
+pub struct InspectDestinations {
+    /// Begin after this one.
+    pub after: Option<Domain>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// Destinations in memory, in order of name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, MessageResponse)]
+pub struct DestinationsInMemory(pub Vec<(Domain, DestinationInMemory)>);
+
+/// One of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DestinationInMemory {
+    /// Attempts under way.
+    pub attempts: u32,
+    /// Recipients that are being attempted.
+    pub in_flight: usize,
+    /// Recipients that the spool's due index does not name yet.
+    pub fresh: usize,
 }
 
 /// Operator → Queue: decide on a message in quarantine.

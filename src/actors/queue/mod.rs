@@ -7,10 +7,11 @@
 //! |---|---|---|
 //! | [`Enqueue`] | Session | bounded by the commit credits: sessions wait, then answer `452 4.3.1` |
 //! | [`AttemptReport`] | Delivery | bounded by the slots; never refused |
-//! | [`Command`], `QuarantineCommand`, [`Inspect`], [`Observe`] | operator's API | the API waits for its answer |
+//! | [`Command`], `DestinationCommand`, `QuarantineCommand`, [`Inspect`], [`Observe`] | operator's API | the API waits for its answer |
 //! | `Committed`, `PageRead`, `WakesRead`, … | spool threads | one per request that was made |
 //! | [`Drain`], [`Abort`] | main | once |
 
+mod commands;
 mod commit;
 mod deadlines;
 mod destinations;
@@ -18,6 +19,7 @@ mod dispatch;
 mod indexing;
 mod intake;
 pub mod messages;
+mod migrating;
 mod operator;
 mod paging;
 mod patrol;
@@ -43,6 +45,7 @@ use self::destinations::Destinations;
 use self::dispatch::Running;
 use self::indexing::Unindexed;
 use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, Inspect, Observe};
+use self::migrating::Migration;
 use self::patrol::Patrol;
 use self::residents::{Place, Residents};
 use crate::actors::delivery::Deliveries;
@@ -147,6 +150,7 @@ pub struct Queue {
     wakes: wakes::Index,
     deadlines: deadlines::Index,
     patrol: Patrol,
+    migration: Migration,
     timer: Option<(Instant, SpawnHandle)>,
     /// Wall and monotonic time as last seen.
     seen: (u64, Instant),
@@ -190,6 +194,7 @@ impl Queue {
             wakes: wakes::Index::default(),
             deadlines: deadlines::Index::default(),
             patrol: Patrol::new(now),
+            migration: Migration::default(),
             timer: None,
             seen: (now_ms, now),
             since_ms: now_ms,
@@ -218,6 +223,7 @@ impl Queue {
         self.read_wakes(now_ms);
         self.read_deadlines(now_ms);
         self.recover();
+        self.migrate();
         self.dispatch();
         if self.draining {
             self.index_all();
@@ -282,7 +288,7 @@ impl Queue {
         }
         for next in [self.next_wake_ms(), self.next_deadline_ms()].into_iter().flatten() {
             // Keys of this very millisecond are read in the next one.
-            sleep = sleep.min(Duration::from_millis((next + 1).saturating_sub(now_ms).max(1)));
+            sleep = sleep.min(Duration::from_millis(next.saturating_add(1).saturating_sub(now_ms).max(1)));
         }
         let at = self.parts.clock.instant() + sleep;
         if let Some((armed, handle)) = self.timer {

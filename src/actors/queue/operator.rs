@@ -1,19 +1,22 @@
 //! What an operator asks for, and what the gauges show.
 
+use std::collections::HashMap;
+
 use actix::{Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
 use super::Queue;
-use super::destinations::Phase;
+use super::destinations::{DestinationWish, Phase};
 use super::messages::{Command, CommandResult, CommandVerb};
-use super::residents::{Place, Wish};
+use super::residents::Place;
 use crate::mail::envelope::{LastReply, Status, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::mail::outcome::{Cause, CauseClass};
 use crate::maillog::RecipientLine;
 use crate::metrics::Outcome;
+use crate::smtp::address::Domain;
 use crate::smtp::reply::EnhancedStatus;
-use crate::spool::{Op, SpoolError};
+use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
 
 /// Failing destinations that a look at the metrics counts at most: it must stay cheap.
 const FAILING_MAX: usize = 10_000;
@@ -24,8 +27,24 @@ const FAILING_MAX: usize = 10_000;
 struct CommandRead {
     ticket: u64,
     command: Command,
-    stored: Result<Option<StoredMessage>, SpoolError>,
+    found: Result<Found, SpoolError>,
     answer: oneshot::Sender<CommandResult>,
+}
+
+/// A message, and what is remembered of the destinations it waits for.
+type Found = (Option<StoredMessage>, HashMap<Domain, DestinationRecord>);
+
+fn look_up(spool: &dyn Spool, id: QueueId) -> Result<Found, SpoolError> {
+    let mut records = HashMap::new();
+    let stored = spool.message(id)?;
+    for recipient in stored.iter().flat_map(|stored| &stored.envelope.recipients) {
+        if !records.contains_key(&recipient.destination)
+            && let Ok(Some(record)) = spool.destination(&recipient.destination)
+        {
+            records.insert(recipient.destination.clone(), record);
+        }
+    }
+    Ok((stored, records))
 }
 
 impl Queue {
@@ -36,21 +55,23 @@ impl Queue {
             let ticket = self.residents.read_begins();
             let id = command.id;
             self.parts.front.read(
-                move |spool| spool.message(id),
-                move |stored| me.do_send(CommandRead { ticket, command, stored, answer }),
+                move |spool| look_up(spool, id),
+                move |found| me.do_send(CommandRead { ticket, command, found, answer }),
             );
         }
         Box::pin(async move { wait.await.unwrap_or(CommandResult::Unavailable) })
     }
 
     fn command_read(&mut self, read: CommandRead) {
-        let CommandRead { ticket, command, stored, answer } = read;
-        match stored {
-            Ok(Some(stored)) => drop(self.residents.adopt(&stored)),
-            Ok(None) => {}
-            Err(error) => self.damaged(&error),
+        let CommandRead { ticket, command, found, answer } = read;
+        let (stored, records) = found.unwrap_or_else(|error| {
+            self.damaged(&error);
+            Found::default()
+        });
+        if let Some(stored) = &stored {
+            self.residents.adopt(stored);
         }
-        let result = self.carry_out(&command);
+        let result = self.carry_out(&command, &records);
         self.residents.release(command.id);
         self.residents.read_ends(ticket);
         self.answer_when_durable(result, answer);
@@ -73,8 +94,12 @@ impl Queue {
         });
     }
 
-    fn carry_out(&mut self, command: &Command) -> CommandResult {
-        let id = command.id;
+    fn carry_out(
+        &mut self,
+        command: &Command,
+        records: &HashMap<Domain, DestinationRecord>,
+    ) -> CommandResult {
+        let Command { id, verb, .. } = *command;
         let Some(resident) = self.residents.get_mut(id) else { return CommandResult::NotFound };
         let wanted: Vec<(u16, Place)> = (0..)
             .zip(resident.places.iter().zip(&resident.states))
@@ -83,31 +108,49 @@ impl Queue {
             })
             .map(|(number, (place, _))| (number, *place))
             .collect();
+        if wanted.is_empty() {
+            return CommandResult::NotFound;
+        }
+        if let Some(reason) = self.hold_forbids(id, verb, &wanted) {
+            return CommandResult::Impossible { reason };
+        }
         let (mut recipients, mut in_flight) = (0, 0);
-        for (number, place) in &wanted {
-            match (place, command.verb) {
-                (Place::InFlight | Place::Arriving, verb) => {
-                    in_flight += 1;
-                    let wish = if verb == CommandVerb::Remove { Wish::Remove } else { Wish::Retry };
-                    if let Some(resident) = self.residents.get_mut(id) {
-                        resident.wishes.retain(|(who, _)| who != number);
-                        resident.wishes.push((*number, wish));
-                    }
+        for (number, place) in wanted {
+            if matches!(place, Place::InFlight | Place::Arriving) {
+                in_flight += 1;
+                if let Some(resident) = self.residents.get_mut(id) {
+                    resident.wishes.retain(|(who, _)| *who != number);
+                    resident.wishes.push((number, verb.into()));
                 }
-                (_, CommandVerb::Remove) => {
-                    recipients += 1;
-                    self.remove_recipient(id, *number);
+                continue;
+            }
+            recipients += 1;
+            match verb {
+                CommandVerb::Remove => self.remove_recipient(id, number),
+                CommandVerb::Retry => {
+                    self.lift_if_unread(id, number, records);
+                    self.retry_recipient(id, number);
                 }
-                (_, CommandVerb::Retry) => {
-                    recipients += 1;
-                    self.retry_recipient(id, *number);
-                }
+                CommandVerb::Hold => self.hold_recipient(id, number),
+                CommandVerb::Release => self.release_recipient(id, number),
             }
         }
-        if wanted.is_empty() {
-            CommandResult::NotFound
-        } else {
-            CommandResult::Done { recipients, in_flight }
+        CommandResult::Done { recipients, in_flight }
+    }
+
+    /// Why nothing can be done to any of these recipients: all are on hold, or none is.
+    fn hold_forbids(&self, id: QueueId, verb: CommandVerb, wanted: &[(u16, Place)]) -> Option<String> {
+        let resident = self.residents.get(id)?;
+        let held = |(number, place): &&(u16, Place)| {
+            !matches!(place, Place::InFlight | Place::Arriving) && resident.states[usize::from(*number)].held
+        };
+        let flying = |(_, place): &(u16, Place)| matches!(place, Place::InFlight | Place::Arriving);
+        match (verb, wanted.iter().filter(held).count()) {
+            (CommandVerb::Retry, count) if count == wanted.len() => {
+                Some(format!("it is on hold; to have it tried: posthaste queue release {id}"))
+            }
+            (CommandVerb::Release, 0) if !wanted.iter().any(flying) => Some("it is not on hold".to_owned()),
+            _ => None,
         }
     }
 
@@ -141,6 +184,9 @@ impl Queue {
         let now_ms = self.now_ms();
         let Some(resident) = self.residents.get(id) else { return };
         let waits = matches!(resident.places[usize::from(number)], Place::Disk | Place::Settling(_));
+        if resident.states[usize::from(number)].held {
+            return;
+        }
         let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
         if waits {
             self.reschedule(id, number, now_ms);
@@ -148,19 +194,20 @@ impl Queue {
         self.keep_destination(&destination);
         let Some(entry) = self.destinations.map.get_mut(&destination) else { return };
         entry.pause_until = None;
-        entry.record.retry_at_ms = 0;
-        if matches!(entry.phase, Phase::Active | Phase::Leaving) {
-            if entry.record.failures > 0 {
-                self.open.changes.push(Op::PutDestination(destination.clone(), entry.record.clone()));
-            }
-        } else {
-            // Its record is not in memory: forget its failures, so that it is tried at once.
-            entry.lifted = true;
-            self.open.changes.push(Op::DeleteDestination(destination.clone()));
-        }
-        if !entry.wakes.contains(&now_ms) {
-            entry.wakes.push(now_ms);
-            self.open.changes.push(Op::PutWake(now_ms, destination));
+        entry.wishes.push(DestinationWish::Lift);
+        self.grant_destination_wishes(&destination);
+        self.wake_now(&destination, now_ms);
+    }
+
+    /// Ends the back-off of a destination that finds no place in memory: what was read of it is all there is.
+    fn lift_if_unread(&mut self, id: QueueId, number: u16, records: &HashMap<Domain, DestinationRecord>) {
+        let Some(resident) = self.residents.get(id) else { return };
+        let destination = &resident.envelope.recipients[usize::from(number)].destination;
+        let entry = self.destinations.map.get(destination);
+        let unread = entry.map_or(self.destinations_are_full(), |entry| entry.phase == Phase::Parked);
+        if let Some(record) = records.get(destination).filter(|_| unread) {
+            let record = DestinationRecord { retry_at_ms: 0, ..record.clone() };
+            self.open.changes.push(Op::PutDestination(destination.clone(), record));
         }
     }
 
@@ -174,6 +221,7 @@ impl Queue {
         metrics.queue_recipients.set(big(self.counters.recipients));
         metrics.queue_bytes.set(big(self.counters.bytes));
         metrics.quarantined_messages.set(big(self.counters.quarantined));
+        metrics.held_recipients.set(big(self.counters.held));
         let entries = &self.destinations.map;
         metrics.destinations_active.set(gauge(entries.len()));
         metrics.destinations_slow.set(gauge(entries.values().filter(|at| at.slow > 0).count()));
@@ -191,7 +239,7 @@ impl Queue {
     fn observe_spool(&self, now_ms: u64) -> ResponseFuture<()> {
         let (metrics, front) = (self.parts.metrics.clone(), self.parts.front.clone());
         Box::pin(async move {
-            let look = |spool: &dyn crate::spool::Spool| {
+            let look = |spool: &dyn Spool| {
                 (spool.list(None, 1), spool.destinations(None, FAILING_MAX), spool.syncs())
             };
             let Some((oldest, failing, syncs)) = front.read_async(look).await else { return };
@@ -200,6 +248,8 @@ impl Queue {
             metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
             metrics.set_syncs(syncs);
             let failing = failing.unwrap_or_default();
+            let suspended = failing.iter().filter(|(_, record)| record.suspended_until_ms > now_ms).count();
+            metrics.destinations_suspended.set(i64::try_from(suspended).unwrap_or(i64::MAX));
             let backing_off = failing.iter().filter(|(_, record)| record.retry_at_ms > now_ms);
             metrics.set_backing_off(backing_off.map(|(destination, record)| {
                 let class = record.last.as_ref().map_or(CauseClass::Connect, |last| last.cause.class);

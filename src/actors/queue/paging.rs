@@ -153,16 +153,15 @@ impl Queue {
             return;
         }
         entry.phase = Phase::Active;
-        if !entry.lifted {
-            entry.record = record.unwrap_or_default();
-        }
+        entry.record = record.unwrap_or_default();
         if entry.record.failures > 0 {
             entry.standing = Standing::Troubled;
         }
         // What happens in the meantime must not let it go before its page is looked at.
         entry.paging = true;
+        self.grant_destination_wishes(destination);
         let now_ms = self.parts.clock.now_ms();
-        if entry.backs_off(now_ms) {
+        if self.destinations.map.get(destination).is_some_and(|entry| entry.backs_off(now_ms)) {
             self.unready(destination, 0);
         }
     }
@@ -238,7 +237,10 @@ impl Queue {
         };
         let Some(state) = resident.states.get(usize::from(key.number)) else { return Adopted::Here };
         let noted_ms = state.last.as_ref().map_or(resident.envelope.arrived_ms, |last| last.at_ms);
-        if resident.places[usize::from(key.number)] != Place::Disk || state.status != Status::Queued {
+        if resident.places[usize::from(key.number)] != Place::Disk
+            || state.status != Status::Queued
+            || state.held
+        {
             Adopted::Here
         } else if state.due_ms <= now_ms {
             Adopted::Ready
@@ -292,7 +294,7 @@ impl Queue {
             if self.counters.messages == 0 {
                 // How many recipients and bytes it had is not known.
                 self.counters.tree_bytes = 0;
-                (self.counters.recipients, self.counters.bytes) = (0, 0);
+                (self.counters.recipients, self.counters.bytes, self.counters.held) = (0, 0, 0);
             }
             self.open.changes.push(Op::Quarantine(id, reason.to_owned()));
         }

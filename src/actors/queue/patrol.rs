@@ -100,6 +100,7 @@ impl Queue {
         counted.recipients += found.counted.recipients;
         counted.bytes += found.counted.bytes;
         counted.tree_bytes += found.counted.tree_bytes;
+        counted.held += found.counted.held;
         self.patrol.from = found.next;
         if found.next.is_none() {
             self.patrol.not_before = self.parts.clock.instant() + REST;

@@ -65,6 +65,8 @@ impl Queue {
         self.open.changes.push(Op::Release(envelope.id));
         self.counters.messages += 1;
         self.counters.recipients += waiting as u64;
+        self.counters.held +=
+            stored.states.iter().filter(|at| at.held && !at.status.is_settled()).count() as u64;
         self.counters.bytes += envelope.size;
         self.counters.tree_bytes += tree_bytes(envelope);
         // As after a crash: its records are there, its keys are not.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::messages::CommandVerb;
 use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -33,6 +34,19 @@ pub(super) enum Place {
 pub(super) enum Wish {
     Retry,
     Remove,
+    Hold,
+    Release,
+}
+
+impl From<CommandVerb> for Wish {
+    fn from(verb: CommandVerb) -> Self {
+        match verb {
+            CommandVerb::Retry => Self::Retry,
+            CommandVerb::Remove => Self::Remove,
+            CommandVerb::Hold => Self::Hold,
+            CommandVerb::Release => Self::Release,
+        }
+    }
 }
 
 /// A message in memory.
@@ -60,6 +74,11 @@ impl Resident {
     /// Recipients that have not met their fate.
     pub fn unsettled(&self) -> usize {
         self.waiting().count()
+    }
+
+    /// How many of them are on hold.
+    pub fn held_back(&self) -> u64 {
+        self.states.iter().filter(|state| state.held && !state.status.is_settled()).count() as u64
     }
 
     /// Their numbers.

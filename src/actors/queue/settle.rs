@@ -110,8 +110,8 @@ impl Queue {
                 entry.window.grow();
                 entry.standing = Standing::Proven;
                 if entry.record.failures > 0 {
-                    entry.record = crate::spool::DestinationRecord::default();
-                    self.open.changes.push(Op::DeleteDestination(name.clone()));
+                    entry.forget_failures();
+                    self.write_destination(name);
                 }
             }
             DestinationEffect::Failed(_) if entry.backs_off(now_ms) => {}
@@ -126,7 +126,7 @@ impl Queue {
                     host: host.map(ToString::to_string),
                     cause: cause.clone(),
                 });
-                self.open.changes.push(Op::PutDestination(name.clone(), entry.record.clone()));
+                self.write_destination(name);
                 self.unready(name, 0);
             }
             DestinationEffect::Untouched => {}
@@ -232,15 +232,16 @@ impl Queue {
         let old = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
         state.due_ms = due_ms;
         resident.records = true;
+        let held = state.held;
         self.open.changes.push(Op::PutRecipient(id, number, state.clone()));
-        if resident.indexed {
+        if !resident.indexed {
+            self.index(id);
+        } else if !held {
             self.open.changes.push(Op::DeleteDue(old.clone()));
             self.open.changes.push(Op::PutDue(DueKey { due_ms, ..old }));
-        } else {
-            self.index(id);
         }
         self.settling(id, number, &destination);
-        if let Some(entry) = self.destinations.map.get_mut(&destination) {
+        if let Some(entry) = self.destinations.map.get_mut(&destination).filter(|_| !held) {
             entry.note_due(due_ms);
         }
     }
@@ -255,7 +256,9 @@ impl Queue {
         }
         state.status = status;
         state.last = last.or_else(|| state.last.take());
-        if resident.indexed {
+        if state.held {
+            self.counters.held = self.counters.held.saturating_sub(1);
+        } else if resident.indexed {
             let due = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
             self.open.changes.push(Op::DeleteDue(due));
         }
@@ -303,6 +306,7 @@ impl Queue {
         let state = &resident.states[usize::from(number)];
         let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
         if !state.status.is_settled()
+            && !state.held
             && let Some(entry) = self.destinations.map.get_mut(&destination)
         {
             // Only now: pages that were read since it was rescheduled have skipped it.
@@ -362,6 +366,8 @@ impl Queue {
         match wish {
             Wish::Remove => self.remove_recipient(id, number),
             Wish::Retry => self.retry_recipient(id, number),
+            Wish::Hold => self.hold_recipient(id, number),
+            Wish::Release => self.release_recipient(id, number),
         }
     }
 
@@ -391,6 +397,7 @@ impl Queue {
     fn set_aside(&mut self, id: QueueId, number: u16, cause: &Cause) {
         let Some(resident) = self.residents.get(id) else { return };
         let unsettled = resident.unsettled() as u64;
+        let held = resident.held_back();
         let envelope = resident.envelope.clone();
         let keys: Vec<(u16, Domain, u64)> = (0..)
             .zip(envelope.recipients.iter().zip(&resident.states))
@@ -412,6 +419,7 @@ impl Queue {
         }
         self.unindexed.remove(id);
         self.counters.recipients = self.counters.recipients.saturating_sub(unsettled);
+        self.counters.held = self.counters.held.saturating_sub(held);
         self.counters.messages = self.counters.messages.saturating_sub(1);
         self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
         self.counters.tree_bytes = self.counters.tree_bytes.saturating_sub(tree_bytes(&envelope));

@@ -5,7 +5,7 @@ use actix::{Context, Handler, Message};
 use super::Queue;
 use super::destinations::Phase;
 use crate::smtp::address::Domain;
-use crate::spool::{DestinationRecord, Op, SpoolError};
+use crate::spool::{Op, SpoolError};
 
 /// Wake keys read at once.
 const WAKES_PER_READ: usize = 256;
@@ -112,12 +112,8 @@ impl Queue {
         entry.phase = Phase::Leaving;
         entry.leaving += 1;
         let wake = entry.next_wake_ms(now_ms);
-        if wake.is_none() && entry.record.failures > 0 {
-            // Without mail its back-off means nothing, and nobody would ever delete it.
-            entry.record = DestinationRecord::default();
-            self.open.changes.push(Op::DeleteDestination(destination.clone()));
-        }
         let old = std::mem::replace(&mut entry.wakes, wake.into_iter().collect());
+        let stale = entry.forget_what_is_over(now_ms);
         for at in old.iter().filter(|at| Some(**at) != wake) {
             self.open.changes.push(Op::DeleteWake(*at, destination.clone()));
         }
@@ -127,6 +123,9 @@ impl Queue {
             self.open.changes.push(Op::PutWake(at, destination.clone()));
         }
         self.open.leaving.push((destination.clone(), entry.leaving));
+        if stale {
+            self.write_destination(destination);
+        }
     }
 
     /// The commit of a destination's leaving is on disk.

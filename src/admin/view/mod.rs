@@ -1,11 +1,13 @@
 //! The JSON of the queue API, shared by the server and the command line, and how it is made from records. Pure.
 
+pub mod destinations;
+
 use serde::{Deserialize, Serialize};
 
 use crate::actors::queue::messages::InMemory;
 use crate::mail::envelope::{LastReply, Origin, RecipientState, Status, StoredMessage};
 use crate::maillog::Rfc3339;
-use crate::spool::DestinationRecord;
+use crate::spool::{DestinationRecord, UNTIL_RESUMED};
 
 /// Unsettled recipients that a summary names.
 const NAMED: usize = 3;
@@ -36,6 +38,8 @@ pub struct MessageSummary {
     pub recipients: usize,
     /// How many of them still wait.
     pub waiting: usize,
+    /// How many of those an operator holds.
+    pub held: usize,
     /// The first few that wait.
     pub to: Vec<String>,
     /// The most attempts that a waiting recipient has behind it.
@@ -144,6 +148,10 @@ pub enum WaitingKind {
     Scheduled,
     /// Its destination failed as a whole and is left alone for a while.
     BackingOff,
+    /// An operator suspended its destination.
+    Suspended,
+    /// An operator holds it.
+    Held,
 }
 
 /// What was heard last.
@@ -222,10 +230,10 @@ impl MessageSummary {
         let waiting: Vec<_> = all.filter(|(_, (_, state))| !state.status.is_settled()).collect();
         let states = || waiting.iter().map(|(_, (_, state))| *state);
         let last = states().filter_map(|state| state.last.as_ref()).max_by_key(|last| last.at_ms);
-        let next = waiting.iter().map(|(number, (_, state))| {
-            state
-                .due_ms
-                .max(destinations.get(*number).and_then(Option::as_ref).map_or(0, |it| it.retry_at_ms))
+        let next = waiting.iter().filter(|(_, (_, state))| !state.held).filter_map(|(number, (_, state))| {
+            let record = destinations.get(*number).and_then(Option::as_ref);
+            let not_before = record.map_or(0, DestinationRecord::not_before_ms);
+            (not_before != UNTIL_RESUMED).then(|| state.due_ms.max(not_before))
         });
         Self {
             id: envelope.id.to_string(),
@@ -235,6 +243,7 @@ impl MessageSummary {
             size: envelope.size,
             recipients: envelope.recipients.len(),
             waiting: waiting.len(),
+            held: states().filter(|state| state.held).count(),
             to: waiting.iter().take(NAMED).map(|(_, (to, _))| to.path.as_str().to_owned()).collect(),
             attempts: states().map(|state| state.attempts).max().unwrap_or(0),
             next_attempt: next.min().map(|next| Moment::new(next, now_ms)),
@@ -304,12 +313,25 @@ fn why(
     if memory.in_flight.contains(&number) {
         return (reason(WaitingKind::InFlight, "in flight: it is being attempted now".to_owned()), None);
     }
-    let retry_ms = record.map_or(0, |record| record.retry_at_ms);
+    if state.held {
+        return (reason(WaitingKind::Held, "on hold until an operator releases it".to_owned()), None);
+    }
+    let suspended_ms = record.map_or(0, |record| record.suspended_until_ms);
+    if suspended_ms == UNTIL_RESUMED {
+        let text = "its destination is suspended until an operator resumes it".to_owned();
+        return (reason(WaitingKind::Suspended, text), None);
+    }
+    let retry_ms = record.map_or(0, DestinationRecord::not_before_ms);
     let next_ms = state.due_ms.max(retry_ms);
     let waiting = if memory.ready.contains(&number) {
         reason(WaitingKind::Slot, "waiting for a connection slot".to_owned())
     } else if next_ms <= now_ms {
         reason(WaitingKind::Due, "due now".to_owned())
+    } else if suspended_ms == retry_ms && retry_ms >= state.due_ms {
+        reason(
+            WaitingKind::Suspended,
+            format!("its destination is suspended, next try {}", at(retry_ms, now_ms)),
+        )
     } else if retry_ms >= state.due_ms {
         // The mail that found its destination failing is due when that is tried again.
         reason(WaitingKind::BackingOff, backing_off(record, retry_ms, now_ms))

@@ -62,6 +62,7 @@ fn check(
         failures: 3,
         retry_at_ms,
         last: Some(last(NOW - MINUTE, "connection refused")),
+        suspended_until_ms: 0,
     });
     let view = MessageView::new(&message(vec![state]), &[record], &memory, NOW);
     let shown = &view.recipients[0];
@@ -125,7 +126,8 @@ fn a_summary_counts_only_who_still_waits() {
     states[0].last = Some(last(NOW - 2 * MINUTE, "older"));
     states[1].last = Some(last(NOW - MINUTE, "newer"));
     states[2].status = Status::Delivered;
-    let backing_off = DestinationRecord { failures: 1, retry_at_ms: NOW + 90_000, last: None };
+    let backing_off =
+        DestinationRecord { failures: 1, retry_at_ms: NOW + 90_000, ..DestinationRecord::default() };
     let summary = MessageSummary::new(&message(states), &[None, Some(backing_off), None], NOW);
     assert_eq!((summary.recipients, summary.waiting, summary.attempts), (3, 2, 4));
     assert_eq!(summary.to, ["r0@one.example", "r1@one.example"]);

@@ -54,6 +54,10 @@ pub enum QueueVerb {
     },
     /// Make the next attempt due now, whatever the schedule says
     Retry(OneMessage),
+    /// Make no attempt until it is released; it expires as ever
+    Hold(OneMessage),
+    /// End a hold: the schedule goes on where it was
+    Release(OneMessage),
     /// Remove from the queue without telling the sender
     Remove(OneMessage),
     /// What was set aside because it can't be read or crashes the delivery
@@ -73,7 +77,12 @@ pub struct OneMessage {
 
 /// Runs `posthaste queue`: prints to standard output, complains on standard error; the code is 1 when it failed.
 pub fn run(args: QueueArgs, config: &Config) -> ExitCode {
-    match answer(&args, config) {
+    print(answer(&args, config))
+}
+
+/// Prints what a verb has to say, or why it failed.
+pub(super) fn print(answer: Result<String, ClientError>) -> ExitCode {
+    match answer {
         Ok(text) => match io::stdout().lock().write_all(text.as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
             _ => ExitCode::SUCCESS,
@@ -100,6 +109,14 @@ fn answer(args: &QueueArgs, config: &Config) -> Result<String, ClientError> {
         QueueVerb::Retry(which) => {
             let result = client.json("POST", &path(which, "/retry"))?;
             Ok(if args.json { json(&result) } else { command_text(&result, "due now", "be due at once") })
+        }
+        QueueVerb::Hold(which) => {
+            let result = client.json("POST", &path(which, "/hold"))?;
+            Ok(if args.json { json(&result) } else { command_text(&result, "on hold", "be on hold") })
+        }
+        QueueVerb::Release(which) => {
+            let result = client.json("POST", &path(which, "/release"))?;
+            Ok(if args.json { json(&result) } else { command_text(&result, "released", "be released") })
         }
         QueueVerb::Remove(which) => {
             let result = client.json("DELETE", &path(which, ""))?;
@@ -130,7 +147,7 @@ fn list(client: &Client, after: Option<QueueId>, limit: usize) -> Result<QueuePa
     }
 }
 
-fn json<T: Serialize>(value: &T) -> String {
+pub(super) fn json<T: Serialize>(value: &T) -> String {
     // Views are structs of strings and numbers: they always have a JSON form.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
@@ -156,11 +173,20 @@ fn row(message: &MessageSummary) -> [String; 8] {
         human_seconds(message.age_seconds),
         format_size_short(message.size),
         message.attempts.to_string(),
-        message.next_attempt.as_ref().map_or_else(String::new, due),
+        message.next_attempt.as_ref().map_or_else(|| waits(message), due),
         format!("<{}>", message.from),
         if more == 0 { format!("<{first}>") } else { format!("<{first}> +{more}") },
         message.last_reply.as_ref().map_or_else(String::new, |last| last.text.clone()),
     ]
+}
+
+/// Why nothing is tried.
+fn waits(message: &MessageSummary) -> String {
+    match message.waiting {
+        0 => String::new(),
+        waiting if waiting == message.held => "on hold".to_owned(),
+        _ => "suspended".to_owned(),
+    }
 }
 
 fn due(moment: &Moment) -> String {
@@ -174,7 +200,7 @@ fn format_size_short(bytes: u64) -> String {
 }
 
 /// Columns two blanks apart, each as wide as its widest cell.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let rows: Vec<_> =
         rows.iter().map(|row| row.each_ref().map(|cell| printable(cell, COLUMN_MAX))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -244,7 +270,7 @@ fn ago(at: &str, age_seconds: u64) -> String {
     format!("{at} ({} ago)", human_seconds(age_seconds))
 }
 
-fn when(moment: &Moment) -> String {
+pub(super) fn when(moment: &Moment) -> String {
     if moment.due {
         format!("{} (now)", moment.at)
     } else {
@@ -252,7 +278,7 @@ fn when(moment: &Moment) -> String {
     }
 }
 
-fn command_text(result: &CommandResult, done: &str, follows: &str) -> String {
+pub(super) fn command_text(result: &CommandResult, done: &str, follows: &str) -> String {
     let CommandResult::Done { recipients, in_flight } = *result else {
         return "nothing was done\n".to_owned();
     };

@@ -298,7 +298,8 @@ impl Counters {
 
 impl From<Counters> for spool::Counters {
     fn from(counters: Counters) -> Self {
-        let Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from, held } = counters;
+        let Counters { messages, recipients, bytes, quarantined, tree_bytes, unindexed_from, held } =
+            counters;
         Self {
             messages,
             recipients,

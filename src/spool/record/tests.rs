@@ -12,7 +12,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of format 1. When one of these fails, spools of the field can't be read: write a migration instead.
+/// The bytes of the format. When one of these fails, spools of the field can't be read: write a migration instead.
 #[track_caller]
 fn golden(name: &str, found: &[u8], frozen: &str) {
     let frozen: String = frozen.split_whitespace().collect();
@@ -24,22 +24,28 @@ fn golden_state() {
     golden(
         "a fresh state",
         &write_state(&RecipientState::fresh(ARRIVED)),
-        "02019bda72ec00000000000068e5cf8b0100000000",
+        "02021f8ca9e600000000000068e5cf8b010000000000",
     );
-    let state = RecipientState { status: Status::Bounced, delay_notified: true, ..deferred(0x0102_0304) };
+    let state =
+        RecipientState { status: Status::Bounced, delay_notified: true, held: true, ..deferred(0x0102_0304) };
     golden(
         "a state",
         &write_state(&state),
-        "0201852f8f190201000000040302010000000001010168e5cf8b010000011a000000000000006d78 \
+        "0202a8c810a60201000000040302010000000001010168e5cf8b010000011a000000000000006d78 \
          2e612e6578616d706c655b3132372e302e302e315d3a32350104000200020001c401010400020002 \
-         00040000000000000066756c6c0000000000000000",
+         00040000000000000066756c6c000000000000000001",
     );
 }
 
 #[test]
 fn golden_destination() {
-    let record = DestinationRecord { failures: 3, retry_at_ms: ARRIVED, last: None };
-    golden("a destination", &write_destination(&record), "04010593c8b1030000000068e5cf8b01000000");
+    let record =
+        DestinationRecord { failures: 3, retry_at_ms: ARRIVED, last: None, suspended_until_ms: 0x0102 };
+    golden(
+        "a destination",
+        &write_destination(&record),
+        "040258a1d4fe030000000068e5cf8b010000000201000000000000",
+    );
 }
 
 #[test]
@@ -51,11 +57,12 @@ fn golden_counters_format_start_reason() {
         quarantined: 4,
         tree_bytes: 6,
         unindexed_from: Some(id(5)),
+        held: 7,
     };
     golden(
         "counters",
         &write_counters(&counters),
-        "050166497fb9010000000000000002000000000000000300000000000000040000000000000006000000000000000105050505050505050505050505050505",
+        "0502b66d69950100000000000000020000000000000003000000000000000400000000000000060000000000000001050505050505050505050505050505050700000000000000",
     );
     golden(
         "format",
@@ -68,6 +75,34 @@ fn golden_counters_format_start_reason() {
         "07016a5c08e7020000000000000002000000000000006162",
     );
     golden("reason", &write_reason("why"), "080163e973820300000000000000776879");
+}
+
+#[test]
+fn records_of_format_1_are_read_and_carried_over() {
+    let record = |text: &str| -> Vec<u8> {
+        let digits: Vec<char> = text.chars().filter(|digit| !digit.is_whitespace()).collect();
+        let byte = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16).expect("hex");
+        digits.chunks(2).map(byte).collect()
+    };
+    let state = record(
+        "0201852f8f190201000000040302010000000001010168e5cf8b010000011a000000000000006d78 \
+         2e612e6578616d706c655b3132372e302e302e315d3a32350104000200020001c401010400020002 \
+         00040000000000000066756c6c0000000000000000",
+    );
+    let bounced = RecipientState { status: Status::Bounced, delay_notified: true, ..deferred(0x0102_0304) };
+    assert_eq!(read_state(&state), Ok(bounced.clone()));
+    assert_eq!(carried(&state), Some(write_state(&bounced)));
+    assert_eq!(carried(&write_state(&bounced)), None, "it is that already");
+    let destination = record("04010593c8b1030000000068e5cf8b01000000");
+    let failing = DestinationRecord { failures: 3, retry_at_ms: ARRIVED, ..DestinationRecord::default() };
+    assert_eq!(read_destination(&destination), Ok(failing));
+    let counters = record(
+        "050166497fb9010000000000000002000000000000000300000000000000040000000000000006000000000000000105050505050505050505050505050505",
+    );
+    assert_eq!(read_counters(&counters).map(|counters| (counters.tree_bytes, counters.held)), Ok((6, 0)));
+    let mut damaged = state;
+    damaged[20] ^= 1;
+    assert_eq!(carried(&damaged), None, "it stays as it is, for whoever meets it");
 }
 
 #[test]
@@ -159,13 +194,14 @@ fn a_record_is_refused_for_its_reason() {
         record[2..6].copy_from_slice(&crc.to_le_bytes());
         record
     };
-    refuse(&resealed(2, &good[6..]), Unreadable::Version(2));
+    refuse(&resealed(3, &good[6..]), Unreadable::Version(3));
+    refuse(&resealed(0, &good[6..]), Unreadable::Version(0));
     let mut trailing = good[6..].to_vec();
     trailing.push(0);
-    assert!(matches!(read_state(&resealed(1, &trailing)), Err(Unreadable::Payload(_))));
+    assert!(matches!(read_state(&resealed(2, &trailing)), Err(Unreadable::Payload(_))));
     let mut unknown = good[6..].to_vec();
     unknown[0] = 9;
-    refuse(&resealed(1, &unknown), Unreadable::Field("status"));
+    refuse(&resealed(2, &unknown), Unreadable::Field("status"));
 }
 
 #[test]
@@ -191,15 +227,17 @@ proptest! {
 
     #[test]
     fn random_payloads_under_a_good_checksum_do_not_panic(
-        kind in 0..10u8,
+        kind in 0..11u8,
+        version in 0..4u8,
         payload in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
-        let mut record = vec![kind, VERSION, 0, 0, 0, 0];
+        let mut record = vec![kind, version, 0, 0, 0, 0];
         record.extend_from_slice(&payload);
         let crc = checksum(&record[..2], &payload);
         record[2..6].copy_from_slice(&crc.to_le_bytes());
         let _ = (read_state(&record), read_destination(&record), read_counters(&record));
-        let _ = (read_format(&record), read_start(&record), read_reason(&record));
+        let _ = (read_format(&record), read_start(&record), read_reason(&record), read_migration(&record));
+        let _ = carried(&record);
         let _ = read_chunks::<Unreadable>(Kind::Content, |_| Ok(Some(record[..].into())));
     }
 

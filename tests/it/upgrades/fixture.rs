@@ -123,7 +123,9 @@ fn set_aside(folder: &Path, path: &str) {
     counters.bytes -= envelope.size;
     counters.tree_bytes -= envelope.size;
     counters.quarantined += 1;
-    spool.commit(&[Op::Quarantine(envelope.id, "set aside by a test".to_owned()), Op::Counters(counters)]).unwrap();
+    spool
+        .commit(&[Op::Quarantine(envelope.id, "set aside by a test".to_owned()), Op::Counters(counters)])
+        .unwrap();
 }
 
 /// Copies a spool, but for what a relay makes anew.

@@ -10,7 +10,7 @@ use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 use crate::spool::memory::MemorySpool;
-use crate::spool::{Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey};
+use crate::spool::{Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey, Waiting};
 
 /// Fails as many of the next reads of pages, wakes and deadlines as told.
 pub(super) struct FaultySpool {
@@ -99,6 +99,10 @@ impl Spool for FaultySpool {
         limit: usize,
     ) -> Result<Vec<(Domain, DestinationRecord)>, SpoolError> {
         self.spool.destinations(after, limit)
+    }
+
+    fn queued(&self, after: Option<&Domain>, limit: usize) -> Result<Vec<(Domain, Waiting)>, SpoolError> {
+        self.spool.queued(after, limit)
     }
 
     fn counters(&self) -> Result<Counters, SpoolError> {

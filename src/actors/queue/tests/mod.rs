@@ -5,6 +5,7 @@ mod commits;
 mod destinations;
 mod fates;
 mod faulty;
+mod holding;
 mod indexing;
 mod memory;
 mod neighbours;
@@ -27,7 +28,9 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use self::remote::{Answer, Remote, ScriptedDeliveries, SharedRemote, Tried, Try, lock};
-use super::messages::{Command, CommandResult, CommandVerb, Drain, Enqueue, NotQueued};
+use super::messages::{
+    Command, CommandResult, CommandVerb, DestinationCommand, DestinationVerb, Drain, Enqueue, NotQueued,
+};
 use super::{MemoryBounds, Queue, QueueParts, QueueSettings};
 use crate::admin::Health;
 use crate::clock::{Clock, SimulatedClock};
@@ -43,7 +46,7 @@ use crate::schedule::retry::RetryRules;
 use crate::smtp::address::{Domain, ForwardPath, Mailbox, ReversePath};
 use crate::spool::front::Front;
 use crate::spool::memory::MemorySpool;
-use crate::spool::{Counters, Spool};
+use crate::spool::{Counters, Spool, UNTIL_RESUMED};
 
 /// When simulated time begins, wall time in milliseconds.
 const START_MS: u64 = 1_700_000_000_000;
@@ -243,8 +246,9 @@ impl World {
             counters.messages += 1;
             counters.bytes += message.envelope.size;
             counters.tree_bytes += message.envelope.size;
-            counters.recipients +=
-                message.states.iter().filter(|state| !state.status.is_settled()).count() as u64;
+            let waiting = || message.states.iter().filter(|state| !state.status.is_settled());
+            counters.recipients += waiting().count() as u64;
+            counters.held += waiting().filter(|state| state.held).count() as u64;
         }
         counters.quarantined = self.spool.quarantined(None, usize::MAX).expect("readable").len() as u64;
         counters
@@ -252,6 +256,20 @@ impl World {
 
     async fn command(&self, id: QueueId, recipient: Option<u16>, verb: CommandVerb) -> CommandResult {
         self.queue.send(Command { id, recipient, verb }).await.expect("the Queue lives")
+    }
+
+    async fn suspend(&self, destination: &str, seconds: Option<u64>) -> CommandResult {
+        let until_ms = seconds.map_or(UNTIL_RESUMED, |seconds| self.clock.now_ms() + seconds * 1_000);
+        self.destination_command(destination, DestinationVerb::Suspend { until_ms }).await
+    }
+
+    async fn resume(&self, destination: &str) -> CommandResult {
+        self.destination_command(destination, DestinationVerb::Resume).await
+    }
+
+    async fn destination_command(&self, destination: &str, verb: DestinationVerb) -> CommandResult {
+        let destination = Domain::parse(destination).expect("a domain");
+        self.queue.send(DestinationCommand { destination, verb }).await.expect("the Queue lives")
     }
 
     /// What must hold whenever nothing happens: the counters are right, whoever has mail is going to be woken in time,
@@ -279,7 +297,7 @@ impl World {
         let mut next = HashMap::<Domain, u64>::new();
         for message in self.spool.list(None, usize::MAX).expect("readable") {
             for (recipient, state) in message.envelope.recipients.iter().zip(&message.states) {
-                if state.status == Status::Queued {
+                if state.status == Status::Queued && !state.held {
                     let due = next.entry(recipient.destination.clone()).or_insert(u64::MAX);
                     *due = state.due_ms.min(*due);
                 }
@@ -287,7 +305,11 @@ impl World {
         }
         for (destination, due) in &mut next {
             let record = self.spool.destination(destination).expect("readable").unwrap_or_default();
-            *due = (*due).max(record.retry_at_ms);
+            *due = (*due).max(record.not_before_ms());
+            if *due == UNTIL_RESUMED {
+                // Whoever resumes it looks for its mail.
+                continue;
+            }
             let woken = wakes.iter().find(|(_, name)| name == destination).map(|(at, _)| *at);
             assert!(
                 woken.is_some_and(|at| at <= *due),
@@ -295,7 +317,11 @@ impl World {
             );
         }
         for (at, destination) in wakes {
-            assert!(next.contains_key(&destination), "{destination} has no mail and is woken at {at}");
+            let record = self.spool.destination(&destination).expect("readable").unwrap_or_default();
+            assert!(
+                next.contains_key(&destination) || record.suspended_until_ms > 0,
+                "{destination} has no mail and is woken at {at}"
+            );
         }
     }
 
