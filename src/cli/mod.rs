@@ -16,6 +16,7 @@ pub mod config;
 pub mod demo;
 pub mod destinations;
 pub mod machine;
+pub mod migrate;
 pub mod queue;
 pub mod serve;
 pub mod summary;
@@ -63,6 +64,8 @@ enum Verb {
     Check,
     /// Print a configuration file with every key, its meaning and its default
     Config,
+    /// Carry the spool of a stopped relay over from an older format; a relay does it by itself while it works
+    Migrate,
 }
 
 impl Cli {
@@ -77,6 +80,7 @@ impl Cli {
             }
             Some(Verb::Demo) => demo::run(),
             Some(Verb::Config) => config::run(),
+            Some(Verb::Migrate) => with_config(read(), |config, _| migrate::run(&config)),
             Some(Verb::Check) => check::run(read()),
         }
     }

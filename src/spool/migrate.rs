@@ -60,3 +60,102 @@ pub(super) fn step<T: Tree>(tree: &T, changes: &mut Changes) -> Result<(), Spool
     changes.remove(keys::META_MIGRATION);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemorySpool;
+    use super::super::sled::SledSpool;
+    use super::super::suite::{config, deferred, id};
+    use super::super::{Op, Spool};
+    use super::*;
+    use crate::mail::envelope::RecipientState;
+
+    const STATES: u16 = 1_200;
+
+    /// A key and its record as format 1 had it.
+    fn old(number: u16) -> (IVec, Option<IVec>) {
+        let record = record::of_format_1(&record::write_state(&deferred(number.into())), 1);
+        (keys::state(id(7), number)[..].into(), Some(record))
+    }
+
+    fn fill<T: Tree>(tree: &T) {
+        let mark = record::write_migration(&MigrationMark { from: 1, next: Vec::new() });
+        let states = (0..STATES).map(old);
+        tree.apply(states.chain([(keys::META_MIGRATION.into(), Some(mark))]).collect()).expect("written");
+    }
+
+    /// How many states have which version.
+    fn versions<T: Tree>(tree: &T) -> [usize; 3] {
+        let mut count = [0; 3];
+        tree.scan(&[keys::STATE], &[keys::STATE + 1], &mut |_, record| {
+            count[usize::from(record[1])] += 1;
+            true
+        })
+        .expect("readable");
+        count
+    }
+
+    #[test]
+    fn a_step_carries_some_records_and_the_last_one_removes_the_mark() {
+        let spool = MemorySpool::new();
+        fill(&spool.tree);
+        let mut seen = Vec::new();
+        while spool.migration().expect("readable") == Some(Migration { from: 1, to: migrations::CURRENT }) {
+            spool.commit(&[Op::Migrate]).expect("committed");
+            seen.push(versions(&spool.tree)[2]);
+        }
+        assert_eq!(seen, [STEP, 2 * STEP, 1_200]);
+        let read = |number: u16| {
+            let record = spool.tree.get(&keys::state(id(7), number)).expect("readable").expect("there");
+            record::read_state(&record)
+        };
+        assert!((0..STATES).all(|number| read(number) == Ok(deferred(number.into()))));
+        spool.commit(&[Op::Migrate]).expect("nothing is left to do");
+    }
+
+    #[test]
+    fn what_its_own_commit_writes_holds() {
+        let spool = MemorySpool::new();
+        fill(&spool.tree);
+        let held = RecipientState { held: true, ..deferred(9) };
+        spool.commit(&[Op::Migrate, Op::PutRecipient(id(7), 3, held.clone())]).expect("committed");
+        let record = spool.tree.get(&keys::state(id(7), 3)).expect("readable").expect("there");
+        assert_eq!(record::read_state(&record), Ok(held));
+    }
+
+    #[test]
+    fn damaged_records_stay_as_they_are() {
+        let spool = MemorySpool::new();
+        fill(&spool.tree);
+        let key = keys::state(id(7), 5);
+        spool.tree.apply(vec![(key[..].into(), Some(b"?"[..].into()))]).expect("written");
+        while spool.migration().expect("readable").is_some() {
+            spool.commit(&[Op::Migrate]).expect("committed");
+        }
+        assert_eq!(spool.tree.get(&key).expect("readable").as_deref(), Some(&b"?"[..]));
+    }
+
+    #[test]
+    fn a_migration_that_was_killed_half_way_goes_on_at_the_next_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = || SledSpool::open(&config(folder.path()), uuid::Uuid::new_v4()).expect("opens");
+        let spool = open();
+        fill(&spool.tree);
+        let format = record::Format { version: 1, writer: "0.1.0".into() };
+        let format = (keys::META_FORMAT.into(), Some(record::write_format(&format)));
+        spool.tree.apply(vec![format, (keys::META_MIGRATION.into(), None)]).expect("written");
+        drop(spool);
+        let spool = open();
+        spool.commit(&[Op::Migrate]).expect("committed");
+        assert_eq!(versions(&spool.tree), [0, 700, STEP]);
+        drop(spool);
+        let spool = open();
+        assert_eq!(spool.migration().expect("readable").map(|migration| migration.from), Some(1));
+        while spool.migration().expect("readable").is_some() {
+            spool.commit(&[Op::Migrate]).expect("committed");
+        }
+        assert_eq!(versions(&spool.tree), [0, 0, 1_200]);
+        drop(spool);
+        assert_eq!(open().migration().expect("readable"), None);
+    }
+}

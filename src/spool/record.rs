@@ -314,5 +314,11 @@ pub(super) fn read_chunks<E: From<Unreadable>>(
     Ok(Some(whole.into()))
 }
 
+/// A record as format 1 had it, whose layout has `added` bytes more at its end since.
+#[cfg(test)]
+pub(super) fn of_format_1(record: &[u8], added: usize) -> IVec {
+    seal_as(record[0], 1, record[..record.len() - added].to_vec()).into()
+}
+
 #[cfg(test)]
 mod tests;

@@ -83,6 +83,12 @@ impl Setup {
         self
     }
 
+    /// Sends all mail to this host, whatever the routes were.
+    pub fn reroute(mut self, host: SocketAddr) -> Self {
+        self.routes = vec![("*".to_owned(), host.to_string())];
+        self
+    }
+
     /// Sets variables of the relay's environment.
     pub fn variables(mut self, variables: Vec<(&'static str, OsString)>) -> Self {
         self.variables = variables;

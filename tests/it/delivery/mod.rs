@@ -5,6 +5,7 @@
 
 mod bounces;
 mod content;
+mod holding;
 mod neighbours;
 mod operator;
 mod peer;

@@ -69,6 +69,10 @@ fn fresh_mail_can_be_held_wherever_it_is() {
         let in_line = world.accept(&["b@busy.example"]).await;
         settle().await;
         assert_eq!(world.command(in_flight, None, CommandVerb::Hold).await, done(0, 1));
+        assert_eq!(
+            world.command(in_line, None, CommandVerb::Release).await,
+            CommandResult::Impossible { reason: "it is not on hold".to_owned() }
+        );
         assert_eq!(world.command(in_line, None, CommandVerb::Hold).await, done(1, 0));
         sleep(DAY).await;
         assert_eq!(tries(&world), ["a@busy.example"]);
@@ -83,10 +87,6 @@ fn fresh_mail_can_be_held_wherever_it_is() {
         }
         world.check_idle().await;
         assert_eq!(world.command(in_line, None, CommandVerb::Release).await, done(1, 0));
-        assert_eq!(
-            world.command(in_line, None, CommandVerb::Release).await,
-            CommandResult::Impossible { reason: "it is not on hold".to_owned() }
-        );
         sleep(10).await;
         assert_eq!(world.taken_by("b@busy.example").len(), 1);
         assert_eq!(world.command(in_flight, None, CommandVerb::Remove).await, done(1, 0));
