@@ -258,8 +258,7 @@ impl World {
     /// nobody else is, and nothing is kept in memory for nothing.
     async fn check_idle(&self) {
         assert_eq!(self.spool.counters().expect("readable"), self.scan(), "counters");
-        self.check_wakes();
-        let (held, content, attempts, slots, messages) = self
+        let (held, content, attempts, slots, messages, destinations) = self
             .look(|queue, _| {
                 let residents = &queue.residents;
                 (
@@ -268,10 +267,13 @@ impl World {
                     queue.attempts.len(),
                     queue.slots.used(),
                     residents.len(),
+                    queue.destinations.map.len(),
                 )
             })
             .await;
-        assert_eq!((held, content, attempts, slots, messages), (0, 0, 0, 0, 0), "memory of an idle Queue");
+        let kept = (held, content, attempts, slots, messages, destinations);
+        assert_eq!(kept, (0, 0, 0, 0, 0, 0), "memory of an idle Queue");
+        self.check_wakes();
     }
 
     fn check_wakes(&self) {
