@@ -23,6 +23,9 @@ use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
 const KEYS_PER_READ: usize = 64;
 /// When to look again at a recipient that was in flight at its deadline, or that nobody could try yet.
 const LOOK_AGAIN_MS: u64 = 60_000;
+/// How long after a start, or a jump of wall time, nothing expires that nobody has tried since: by then whatever was overdue
+/// has had its turn, unless something keeps it from it for good.
+const GRACE_MS: u64 = 12 * 3_600_000;
 
 /// How far the deadline index has been read.
 #[derive(Debug, Default)]
@@ -222,7 +225,9 @@ impl Queue {
             let is_expired = policy.is_expired(envelope.arrived_ms, now_ms);
             let silent = state.delay_notified || envelope.reverse_path == ReversePath::Null;
             let deadline = |silent| retry::next_deadline(policy, envelope.arrived_ms, now_ms, silent);
-            let next = if busy || (is_expired && !self.was_tried(state, trouble)) {
+            let next = if busy
+                || (is_expired && !self.had_its_chance(envelope.arrived_ms, now_ms, state, trouble))
+            {
                 now_ms + LOOK_AGAIN_MS
             } else if is_expired {
                 verdicts.expired.push(Failed { cause: expired(failed().cause), ..failed() });
@@ -252,11 +257,25 @@ impl Queue {
         record.last.as_ref().filter(|_| record.failures > 0)
     }
 
-    /// Nothing expires that was not tried since the start, or since wall time jumped, unless its destination is known
-    /// to fail since then (design section 6).
-    fn was_tried(&self, state: &RecipientState, trouble: Option<&LastReply>) -> bool {
+    /// Whether a recipient whose time is over may expire. The time during which the relay stood still, or over which its
+    /// clock jumped, must not count against it (design section 6). So one of these must hold, since the start or the last
+    /// jump:
+    ///
+    /// - it was tried;
+    /// - its destination is known to have failed;
+    /// - it arrived: then all of its time passed while the relay could try it, and an address that is full or slots that
+    ///   others hold are no reason to keep it for ever;
+    /// - [`GRACE_MS`] has passed.
+    fn had_its_chance(
+        &self,
+        arrived_ms: u64,
+        now_ms: u64,
+        state: &RecipientState,
+        trouble: Option<&LastReply>,
+    ) -> bool {
         let heard = [state.last.as_ref(), trouble].into_iter().flatten();
-        heard.map(|last| last.at_ms).any(|at_ms| at_ms >= self.since_ms)
+        let tried = heard.map(|last| last.at_ms).any(|at_ms| at_ms >= self.since_ms);
+        tried || arrived_ms >= self.since_ms || now_ms >= self.since_ms.saturating_add(GRACE_MS)
     }
 }
 

@@ -3,6 +3,7 @@
 mod chance;
 mod commits;
 mod destinations;
+mod expiry;
 mod fates;
 mod faulty;
 mod indexing;
