@@ -45,9 +45,9 @@ use self::indexing::Unindexed;
 use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, Inspect, Observe};
 use self::patrol::Patrol;
 use self::residents::{Place, Residents};
-use crate::actors::delivery::Deliveries;
 use crate::actors::delivery::messages as delivery;
 use crate::actors::delivery::messages::AttemptReport;
+use crate::actors::delivery::{Deliveries, Dials};
 use crate::admin::Health;
 use crate::clock::SharedClock;
 use crate::mail::id::QueueId;
@@ -119,6 +119,8 @@ pub struct QueueParts {
     pub front: Front,
     /// Starts Delivery actors.
     pub deliveries: Box<dyn Deliveries>,
+    /// How fast they may connect.
+    pub dials: Dials,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Where it tells.

@@ -12,6 +12,7 @@ mod neighbours;
 mod operator;
 mod patrol;
 mod quarantine;
+mod ramp;
 mod remote;
 mod residents;
 mod restarts;
@@ -30,6 +31,7 @@ use tokio::sync::{oneshot, watch};
 use self::remote::{Answer, Remote, ScriptedDeliveries, SharedRemote, Tried, Try, lock};
 use super::messages::{Command, CommandResult, CommandVerb, Drain, Enqueue, NotQueued};
 use super::{MemoryBounds, Queue, QueueParts, QueueSettings};
+use crate::actors::delivery::Dials;
 use crate::admin::Health;
 use crate::clock::{Clock, SimulatedClock};
 use crate::config::{Config, LogFormat, RetryConfig};
@@ -338,6 +340,7 @@ fn start(
         clock: clock.clone(),
         front,
         deliveries: Box::new(deliveries),
+        dials: Dials::new(1000, clock.clone()),
         metrics: metrics.clone(),
         maillog: MailLog::discard(LogFormat::Text),
         health: Arc::new(Health::new()),
