@@ -54,6 +54,7 @@ use crate::mail::id::QueueId;
 use crate::maillog::MailLog;
 use crate::metrics::Metrics;
 use crate::route::table::RouteTable;
+use crate::schedule::jumps::Jumps;
 use crate::schedule::retry::RetryRules;
 use crate::schedule::rings::Rings;
 use crate::schedule::slots::Slots;
@@ -154,6 +155,8 @@ pub struct Queue {
     seen: (u64, Instant),
     /// The start, or the last jump of wall time: what is older says nothing of whether mail can be delivered.
     since_ms: u64,
+    /// Stretches of wall time that were jumped over.
+    jumps: Jumps,
     /// Wall time went back: until each destination was looked at once, mail is due up to this time. Else zero.
     horizon_ms: u64,
     /// When the attempts and destinations in memory were last looked after.
@@ -195,6 +198,7 @@ impl Queue {
             timer: None,
             seen: (now_ms, now),
             since_ms: now_ms,
+            jumps: Jumps::default(),
             horizon_ms: 0,
             looked: None,
             crashes: HashMap::new(),
@@ -237,6 +241,8 @@ impl Queue {
         if now_ms.abs_diff(expected) > JUMP_MS {
             tracing::warn!(from_ms = expected, to_ms = now_ms, "wall time has jumped");
             self.since_ms = now_ms;
+            self.jumps.note(expected, now_ms);
+            self.shift_back_offs();
             if now_ms < expected {
                 self.horizon_ms = expected.saturating_add(HORIZON_MS);
                 self.wakes.start_over();
@@ -333,6 +339,7 @@ impl Actor for Queue {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.me = Some(ctx.address());
+        self.look_ahead();
         self.turn(ctx);
     }
 }

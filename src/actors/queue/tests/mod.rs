@@ -1,6 +1,7 @@
 //! The real Queue on one arbiter, in simulated time, over a spool in memory and remote hosts that follow a script.
 
 mod chance;
+mod clock;
 mod commits;
 mod destinations;
 mod expiry;
