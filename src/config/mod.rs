@@ -149,6 +149,9 @@ pub struct DeliveryConfig {
     pub connections_per_destination: usize,
     /// Connections per remote address. Default 20.
     pub connections_per_address: usize,
+    /// New connections per second over all, 10 to 100000. One half is for destinations that have answered before; the other
+    /// half ramps up from 50 a second, so that much overdue mail is a queue and not a stampede. Default 1000.
+    pub connects_per_second: usize,
     /// Messages over one connection. Default 100.
     pub messages_per_connection: usize,
     /// Recipients of one transaction. Default 100.
@@ -327,6 +330,7 @@ impl Default for DeliveryConfig {
             connections: 1000,
             connections_per_destination: 20,
             connections_per_address: 20,
+            connects_per_second: 1000,
             messages_per_connection: 100,
             recipients_per_transaction: 100,
             idle_timeout: Duration::from_secs(2),

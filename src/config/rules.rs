@@ -3,6 +3,7 @@
 //! Pure: files and the network are not looked at (password files are checked by `secret`).
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,6 +27,8 @@ const CONTENT_THRESHOLD_MAX: u64 = 4 << 20;
 const CACHE_MIN: u64 = 1 << 20;
 /// Below this the reserve can't hold the removals that it is there for.
 const RESERVE_MIN: u64 = 8 << 20;
+/// New connections per second: with fewer, the halves of the bound are too small to work with.
+const CONNECTS: RangeInclusive<usize> = 10..=100_000;
 /// Log lines and threads beyond this are a slip of the keyboard.
 const WORKERS_MAX: usize = 1024;
 
@@ -261,6 +264,16 @@ impl Rules {
             ("delivery.addresses_per_attempt", delivery.addresses_per_attempt),
         ] {
             self.at_least(key, value, 1);
+        }
+        if !CONNECTS.contains(&delivery.connects_per_second) {
+            let (least, most) = (CONNECTS.start(), CONNECTS.end());
+            self.error(
+                "delivery.connects_per_second",
+                format!(
+                    "delivery.connects_per_second is {}; write {least} to {most}",
+                    delivery.connects_per_second
+                ),
+            );
         }
         self.lasting("delivery.connect_timeout", delivery.connect_timeout);
         self.bounded("delivery.idle_timeout", delivery.idle_timeout);

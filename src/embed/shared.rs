@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use super::{Extras, StartError, start, system};
-use crate::actors::delivery::{AddressSlots, Deliveries, DeliveryContext, SpoolContent};
+use crate::actors::delivery::{AddressSlots, Deliveries, DeliveryContext, Dials, SpoolContent};
 use crate::actors::queue::{MemoryBounds, Queue, QueueParts, QueueSettings};
 use crate::actors::session::{Credits, SessionContext};
 use crate::actors::space::SpaceWatch;
@@ -51,6 +51,8 @@ pub(super) struct Shared {
     pub content_threshold: usize,
     /// Names this run in content files.
     pub instance: String,
+    /// New connections per second.
+    pub dials: Dials,
 }
 
 impl Shared {
@@ -67,6 +69,7 @@ impl Shared {
         let files = spool.files();
         let front = Front::threaded(Arc::new(spool), Some(files), READERS)
             .map_err(system("can't start the spool's threads"))?;
+        let dials = Dials::new(config.delivery.connects_per_second, extras.clock.clone());
         let shared = Self {
             hostname: config.resolved_hostname().into(),
             clock: extras.clock,
@@ -81,6 +84,7 @@ impl Shared {
             room: Arc::default(),
             content_threshold: usize::try_from(config.spool.content_threshold).unwrap_or(usize::MAX),
             instance,
+            dials,
         };
         Ok((shared, counters))
     }
@@ -102,6 +106,7 @@ impl Shared {
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             slots: AddressSlots::new(config.delivery.connections_per_address),
+            dials: self.dials.clone(),
         }
     }
 
@@ -127,6 +132,7 @@ impl Shared {
             clock: self.clock.clone(),
             front: self.front.clone(),
             deliveries,
+            dials: self.dials.clone(),
             metrics: self.metrics.clone(),
             maillog: self.maillog.clone(),
             health: self.health.clone(),

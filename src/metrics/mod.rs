@@ -225,6 +225,9 @@ metrics! {
     slots_used: IntGauge = "posthaste_slots_used";
     /// Connection slots there are (delivery.connections). Worry when slots_used stays at it.
     slots_limit: IntGauge = "posthaste_slots_limit";
+    /// Attempts that hold a slot and have not connected yet, of destinations that have not answered before. High after a start
+    /// or an outage: they connect one after the other (delivery.connects_per_second). Worry when it stays high: slow DNS.
+    connects_expected: IntGauge = "posthaste_connects_expected";
     /// 1 when the queue did not answer within a second to the last scrape. Worry at once: no mail moves; restart the
     /// relay and report it.
     queue_unresponsive: IntGauge = "posthaste_queue_unresponsive";

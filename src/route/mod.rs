@@ -2,6 +2,7 @@
 //!
 //! LAW: choosing and ordering are pure (`table`, `mx`); hickory is named in `resolver.rs` only.
 
+pub mod bounded;
 pub mod cache;
 pub mod mx;
 pub mod own;

@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -22,23 +21,15 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::clock::SharedClock;
 use crate::config::DnsConfig;
 use crate::smtp::address::Domain;
 
-use super::cache::{Failures, Last};
+use super::bounded::{Ask, Bounded, Kind, LOOKUPS, NoAnswer, Place, Record};
 use super::mx::MxRecord;
 
-/// Look-ups under way at once. Each holds up to four sockets per server when the servers are silent.
-const LOOKUPS: usize = 128;
-/// Those of them that may be for names whose last look-up failed, so that dead zones leave room for the others (P5).
-const SUSPECT_LOOKUPS: usize = 32;
-/// How long a failed look-up is not tried again.
-const FAILURE_LASTS: Duration = Duration::from_secs(20);
-/// Failed look-ups that are remembered.
-const FAILURES_MAX: usize = 8192;
 /// Answers that are cached.
 const CACHE_SIZE: u64 = 16_384;
 /// An answer without records is believed at least this long, whatever its zone says.
@@ -92,23 +83,7 @@ pub enum ResolverError {
 ///
 /// Names are always taken as complete: search domains and `ndots` of resolv.conf don't apply, nor does the hosts file.
 #[derive(Clone, Debug)]
-pub struct HickoryResolver(Arc<Shared>);
-
-struct Shared {
-    client: TokioResolver,
-    home: Home,
-    whole_timeout: Duration,
-    lookups: Arc<Semaphore>,
-    suspects: Arc<Semaphore>,
-    failures: Mutex<Failures>,
-    clock: SharedClock,
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HickoryResolver").finish_non_exhaustive()
-    }
-}
+pub struct HickoryResolver(Bounded<Hickory>);
 
 impl HickoryResolver {
     /// A resolver of the configured servers, or of the system's when there are none.
@@ -123,94 +98,69 @@ impl HickoryResolver {
             TokioRuntimeProvider::default(),
         );
         set_options(builder.options_mut(), config, remote);
-        Ok(Self(Arc::new(Shared {
+        let hickory = Hickory {
             client: builder.build().map_err(ResolverError::Build)?,
             home: Home::start().map_err(ResolverError::Thread)?,
             whole_timeout: config.timeout * WHOLE_TIMEOUTS,
-            lookups: Arc::new(Semaphore::new(LOOKUPS)),
-            suspects: Arc::new(Semaphore::new(SUSPECT_LOOKUPS)),
-            failures: Mutex::new(Failures::new(FAILURE_LASTS, FAILURES_MAX)),
-            clock,
-        })))
+        };
+        Ok(Self(Bounded::new(hickory, clock)))
     }
 }
 
 impl Resolve for HickoryResolver {
     fn mx<'a>(&'a self, domain: &'a Domain) -> BoxFuture<'a, Result<Vec<MxRecord>, DnsFailure>> {
-        Box::pin(async move {
-            let found = self.0.ask(domain.as_str(), RecordType::MX).await?;
-            Ok(found.iter().flat_map(Lookup::answers).filter_map(|record| mx_record(&record.data)).collect())
-        })
+        self.0.mx(domain)
     }
 
     fn addresses<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, DnsFailure>> {
+        self.0.addresses(host)
+    }
+}
+
+/// Asks by hickory, on the thread that is its home.
+struct Hickory {
+    client: TokioResolver,
+    home: Home,
+    whole_timeout: Duration,
+}
+
+impl fmt::Debug for Hickory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hickory").finish_non_exhaustive()
+    }
+}
+
+impl Ask for Hickory {
+    fn ask<'a>(
+        &'a self,
+        name: &'a str,
+        kind: Kind,
+        place: Place,
+    ) -> BoxFuture<'a, Result<Vec<Record>, NoAnswer>> {
         Box::pin(async move {
-            let (a, aaaa) = tokio::join!(self.0.ask(host, RecordType::A), self.0.ask(host, RecordType::AAAA));
-            merge(a.map(|found| addresses_of(found.as_ref())), aaaa.map(|found| addresses_of(found.as_ref())))
+            let Some(fqdn) = complete_name(name) else { return Err(NoAnswer::NoSuchDomain) };
+            let (client, limit) = (self.client.clone(), self.whole_timeout);
+            let lookup = self.home.handle.spawn(async move {
+                let found =
+                    tokio::time::timeout(limit, Box::pin(client.lookup(fqdn, record_type(kind)))).await;
+                // It goes on though nobody waits for it any more, and so it keeps its place.
+                drop(place);
+                found
+            });
+            match lookup.await {
+                Ok(Ok(found)) => read(found),
+                Ok(Err(_)) => Err(NoAnswer::Failed("no answer in time".to_owned())),
+                Err(_) => Err(NoAnswer::Failed("the DNS thread has ended".to_owned())),
+            }
         })
     }
 }
 
-impl Shared {
-    /// One question. `None`: the name exists, but not with this type.
-    async fn ask(&self, name: &str, kind: RecordType) -> Result<Option<Lookup>, DnsFailure> {
-        let Some(fqdn) = complete_name(name) else { return Err(DnsFailure::NoSuchDomain) };
-        let question = format!("{kind} {name}");
-        let permits = self.admit(&question).await?;
-        // Others may have asked the same while this waited.
-        self.check(&question)?;
-        let client = self.client.clone();
-        let limit = self.whole_timeout;
-        let lookup = self.home.handle.spawn(async move {
-            let found = tokio::time::timeout(limit, Box::pin(client.lookup(fqdn, kind))).await;
-            drop(permits);
-            found
-        });
-        let found = match lookup.await {
-            Ok(Ok(found)) => read(found),
-            Ok(Err(_)) => Err(Some("no answer in time".to_owned())),
-            Err(_) => Err(Some("the DNS thread has ended".to_owned())),
-        };
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
-            Err(Some(why)) => {
-                let text = format!("{question}: {why}");
-                failures.failed(question, text.clone(), self.clock.instant());
-                Err(DnsFailure::Temporary(text))
-            }
-            Err(None) => {
-                failures.answered(&question);
-                Err(DnsFailure::NoSuchDomain)
-            }
-            Ok(found) => {
-                failures.answered(&question);
-                Ok(found)
-            }
-        }
-    }
-
-    /// Waits for a place; a name that failed lately is refused at once, one that failed before waits for its lane too.
-    async fn admit(
-        &self,
-        question: &str,
-    ) -> Result<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>), DnsFailure> {
-        let closed = |_| DnsFailure::Temporary("the resolver is closed".to_owned());
-        let lane = if self.check(question)? {
-            Some(self.suspects.clone().acquire_owned().await.map_err(closed)?)
-        } else {
-            None
-        };
-        Ok((self.lookups.clone().acquire_owned().await.map_err(closed)?, lane))
-    }
-
-    /// Whether the question is suspect; an error when it failed lately.
-    fn check(&self, question: &str) -> Result<bool, DnsFailure> {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        match failures.last(question, self.clock.instant()) {
-            Last::Good => Ok(false),
-            Last::Suspect => Ok(true),
-            Last::Failed(text) => Err(DnsFailure::Temporary(text)),
-        }
+fn record_type(kind: Kind) -> RecordType {
+    match kind {
+        Kind::Mx => RecordType::MX,
+        Kind::A => RecordType::A,
+        Kind::Aaaa => RecordType::AAAA,
     }
 }
 
@@ -272,25 +222,25 @@ fn complete_name(name: &str) -> Option<Name> {
     Some(name)
 }
 
-/// What an answer of hickory means: `Err(None)` is NXDOMAIN, `Err(Some(_))` a failure and its reason.
-fn read(found: Result<Lookup, NetError>) -> Result<Option<Lookup>, Option<String>> {
+/// What an answer of hickory means; no records: the name exists, but not with this type.
+fn read(found: Result<Lookup, NetError>) -> Result<Vec<Record>, NoAnswer> {
     let (code, referral) = match found {
-        Ok(lookup) => return Ok(Some(lookup)),
+        Ok(lookup) => return Ok(lookup.answers().iter().filter_map(|answer| record(&answer.data)).collect()),
         Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
             (none.response_code, none.ns.is_some() && none.soa.is_none())
         }
         // With validation a proved denial comes in this form.
         Err(NetError::Dns(DnsError::Nsec { response, .. })) => (response.response_code, false),
-        Err(error) => return Err(Some(reason(&error))),
+        Err(error) => return Err(NoAnswer::Failed(reason(&error))),
     };
     match code {
-        ResponseCode::NXDomain => Err(None),
+        ResponseCode::NXDomain => Err(NoAnswer::NoSuchDomain),
         // An empty answer that points elsewhere says nothing about the name: it must not bounce mail.
         ResponseCode::NoError if referral => {
-            Err(Some("a referral, the name server does not recurse".to_owned()))
+            Err(NoAnswer::Failed("a referral, the name server does not recurse".to_owned()))
         }
-        ResponseCode::NoError => Ok(None),
-        other => Err(Some(code_word(other))),
+        ResponseCode::NoError => Ok(Vec::new()),
+        other => Err(NoAnswer::Failed(code_word(other))),
     }
 }
 
@@ -311,42 +261,20 @@ fn code_word(code: ResponseCode) -> String {
     }
 }
 
-fn mx_record(data: &RData) -> Option<MxRecord> {
-    let RData::MX(mx) = data else { return None };
-    let mut exchange = mx.exchange.to_ascii();
-    exchange.make_ascii_lowercase();
-    if exchange.len() > 1 && exchange.ends_with('.') {
-        exchange.pop();
-    }
-    Some(MxRecord { preference: mx.preference, exchange })
-}
-
-/// The addresses among the answers; hickory leaves the CNAMEs that led there in.
-fn addresses_of(found: Option<&Lookup>) -> Vec<IpAddr> {
-    let address = |data: &RData| match data {
-        RData::A(a) => Some(IpAddr::V4(a.0)),
-        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+/// One record of an answer; hickory leaves the CNAMEs that led there in.
+fn record(data: &RData) -> Option<Record> {
+    match data {
+        RData::MX(mx) => {
+            let mut exchange = mx.exchange.to_ascii();
+            exchange.make_ascii_lowercase();
+            if exchange.len() > 1 && exchange.ends_with('.') {
+                exchange.pop();
+            }
+            Some(Record::Mx(MxRecord { preference: mx.preference, exchange }))
+        }
+        RData::A(a) => Some(Record::Address(IpAddr::V4(a.0))),
+        RData::AAAA(aaaa) => Some(Record::Address(IpAddr::V6(aaaa.0))),
         _ => None,
-    };
-    found.into_iter().flat_map(Lookup::answers).filter_map(|record| address(&record.data)).collect()
-}
-
-/// A and AAAA together: what was found counts; without any, a failure of one hides what it might have held.
-fn merge(
-    a: Result<Vec<IpAddr>, DnsFailure>,
-    aaaa: Result<Vec<IpAddr>, DnsFailure>,
-) -> Result<Vec<IpAddr>, DnsFailure> {
-    match (a, aaaa) {
-        (Ok(mut all), Ok(more)) => {
-            all.extend(more);
-            Ok(all)
-        }
-        (Ok(found), Err(_)) | (Err(_), Ok(found)) if !found.is_empty() => Ok(found),
-        (Err(DnsFailure::Temporary(why)), _) | (_, Err(DnsFailure::Temporary(why))) => {
-            Err(DnsFailure::Temporary(why))
-        }
-        (Err(DnsFailure::NoSuchDomain), Err(DnsFailure::NoSuchDomain)) => Err(DnsFailure::NoSuchDomain),
-        (Ok(found), Err(DnsFailure::NoSuchDomain)) | (Err(DnsFailure::NoSuchDomain), Ok(found)) => Ok(found),
     }
 }
 
@@ -363,25 +291,5 @@ mod tests {
             assert_eq!(complete_name(bad), None, "{bad}");
         }
         assert!(complete_name("_dmarc.example.org").unwrap().is_fqdn());
-    }
-
-    #[test]
-    fn one_family_is_enough() {
-        let found = || Ok(vec!["192.0.2.1".parse::<IpAddr>().unwrap()]);
-        let none = || Ok(vec![]);
-        let gone = || Err(DnsFailure::NoSuchDomain);
-        let broken = || Err(DnsFailure::Temporary("SERVFAIL".to_owned()));
-        for (a, aaaa, expected) in [
-            (found(), broken(), found()),
-            (broken(), found(), found()),
-            (found(), gone(), found()),
-            (none(), broken(), broken()),
-            (gone(), broken(), broken()),
-            (none(), gone(), none()),
-            (gone(), gone(), gone()),
-            (none(), none(), none()),
-        ] {
-            assert_eq!(merge(a, aaaa), expected);
-        }
     }
 }

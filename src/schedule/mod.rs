@@ -2,6 +2,8 @@
 //!
 //! LAW: ids and times only. No mail bodies, no socket, no clock, no actor, no store: time and chance are arguments.
 
+pub mod jumps;
+pub mod ramp;
 pub mod retry;
 pub mod rings;
 pub mod slots;

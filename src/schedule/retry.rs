@@ -136,6 +136,14 @@ impl RetryRules {
         Self { overrides: overrides.collect(), general }
     }
 
+    /// The longest delay that any of them gives.
+    pub fn longest(&self) -> Duration {
+        let policies = self.overrides.iter().map(|(_, policy)| policy).chain([&self.general]);
+        let attempts =
+            policies.flat_map(|policy| (1..).zip(&policy.schedule).map(move |(number, _)| (policy, number)));
+        attempts.map(|(policy, number)| policy.delay(number, 1.0)).max().unwrap_or(WITHOUT_SCHEDULE)
+    }
+
     /// The policy for a destination: the first override that matches, else the general one.
     pub fn policy_for(&self, destination: &Domain) -> &RetryPolicy {
         self.overrides

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::slots::{Slots, Standing};
+use super::slots::Standing;
 use crate::smtp::address::Domain;
 
 /// The rings. A destination may be in several when its standing changed; its owner knows which one counts.
@@ -25,10 +25,10 @@ impl Rings {
 
     /// The next destination that may take a slot, and the standing of the ring it was in: rings take turns, a ring
     /// whose standing finds no room is passed.
-    pub fn pop(&mut self, slots: &Slots) -> Option<(Standing, Domain)> {
+    pub fn pop(&mut self, has_room: impl Fn(Standing) -> bool) -> Option<(Standing, Domain)> {
         for step in 0..Standing::ALL.len() {
             let index = (self.turn + step) % Standing::ALL.len();
-            if !self.rings[index].is_empty() && slots.has_room(Standing::ALL[index]) {
+            if !self.rings[index].is_empty() && has_room(Standing::ALL[index]) {
                 self.turn = (index + 1) % Standing::ALL.len();
                 return self.rings[index].pop_front().map(|next| (Standing::ALL[index], next));
             }
@@ -40,6 +40,7 @@ impl Rings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::slots::Slots;
 
     #[test]
     fn destinations_take_turns_and_a_full_class_does_not_stop_the_others() {
@@ -56,8 +57,9 @@ mod tests {
         ] {
             rings.push(standing, domain(name));
         }
-        let order: Vec<_> =
-            std::iter::from_fn(|| rings.pop(&slots)).map(|(_, name)| name.to_string()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| rings.pop(|standing| slots.has_room(standing)))
+            .map(|(_, name)| name.to_string())
+            .collect();
         assert_eq!(order, ["a.example", "new.example", "b.example"]);
     }
 }

@@ -64,8 +64,7 @@ pub(super) fn step<T: Tree>(tree: &T, changes: &mut Changes) -> Result<(), Spool
 #[cfg(test)]
 mod tests {
     use super::super::memory::MemorySpool;
-    use super::super::sled::SledSpool;
-    use super::super::suite::{config, deferred, id};
+    use super::super::suite::{deferred, id, sled_in};
     use super::super::{Op, Spool};
     use super::*;
     use crate::mail::envelope::RecipientState;
@@ -138,7 +137,7 @@ mod tests {
     #[test]
     fn a_migration_that_was_killed_half_way_goes_on_at_the_next_start() {
         let folder = tempfile::tempdir().expect("a folder");
-        let open = || SledSpool::open(&config(folder.path()), uuid::Uuid::new_v4()).expect("opens");
+        let open = || sled_in(folder.path()).expect("opens");
         let spool = open();
         fill(&spool.tree);
         let format = record::Format { version: 1, writer: "0.1.0".into() };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use posthaste::actors::delivery::messages::{Abort, Attempt, Drain, GiveWay};
-use posthaste::actors::delivery::{Deliveries, DeliveryHandle};
+use posthaste::actors::delivery::{Deliveries, DeliveryHandle, Dials};
 use posthaste::actors::queue::{MemoryBounds, QueueParts, QueueSettings};
 use posthaste::actors::session::{Credits, SessionContext};
 use posthaste::actors::wiring::Arbiters;
@@ -200,6 +200,7 @@ impl Rig {
             clock: clock.clone(),
             front: front.clone(),
             deliveries: Box::new(NoDeliveries),
+            dials: Dials::new(1000, clock.clone()),
             metrics: metrics.clone(),
             maillog: maillog.clone(),
             health: Arc::new(Health::new()),

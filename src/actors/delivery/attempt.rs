@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Shared;
 use super::connection::Connection;
 use super::content::Loaded;
+use super::dials::{Expected, Lane};
 use super::guard::{StopSignal, asked_to_give_way};
 use super::messages::Attempt;
 use super::pool::Site;
+use super::slots::AddressSlot;
+use super::{DeliveryContext, Shared};
 use crate::config::TlsPolicy;
 use crate::mail::envelope::Envelope;
 use crate::mail::outcome::{
@@ -32,6 +34,8 @@ pub(super) async fn run(shared: Rc<Shared>, attempt: Attempt) {
         envelope: attempt.envelope,
         content: attempt.content.map(Loaded::Whole),
         ticket: attempt.ticket,
+        lane: if attempt.expected.is_some() { Lane::Other } else { Lane::Proven },
+        expected: attempt.expected,
         signal: StopSignal::new(&shared.stop),
         way: shared.give_way.subscribe(),
         open: attempt.recipients,
@@ -67,6 +71,10 @@ struct Job<'a> {
     /// Loaded and not used up.
     content: Option<Loaded>,
     ticket: u64,
+    /// In which line it waits to connect.
+    lane: Lane,
+    /// Until it connects.
+    expected: Option<Expected>,
     signal: StopSignal,
     /// Tells which attempt is asked to make room.
     way: watch::Receiver<u64>,
@@ -180,7 +188,8 @@ impl Job<'_> {
         self.result.tls = false;
         let mut options = self.options();
         loop {
-            let opening = Connection::open(context, &host, &slot, options.clone(), &mut self.signal);
+            let (line, signal) = ((self.lane, &mut self.expected), &mut self.signal);
+            let opening = open(context, &host, &slot, options.clone(), line, signal);
             let opened = tokio::select! {
                 biased;
                 opened = opening => opened,
@@ -200,6 +209,7 @@ impl Job<'_> {
 
     /// One transaction for all open recipients.
     async fn converse(&mut self, mut connection: Box<Connection>, reused: bool) -> After {
+        self.expected.take().iter().for_each(Expected::release);
         let mut content = match self.take_content().await {
             Ok(content) => content,
             Err(finding) => {
@@ -289,6 +299,22 @@ impl Job<'_> {
         };
         Options { hostname: Arc::clone(&context.hostname), tls, login }
     }
+}
+
+/// Opens a connection when it is its turn.
+async fn open(
+    context: &Arc<DeliveryContext>,
+    host: &RemoteHost,
+    slot: &Rc<AddressSlot>,
+    options: Options,
+    (lane, expected): (Lane, &mut Option<Expected>),
+    signal: &mut StopSignal,
+) -> Result<Box<Connection>, Finding> {
+    if signal.unless_raised(context.dials.turn(lane)).await.is_none() {
+        return Err(Finding::Aborted);
+    }
+    expected.take().iter().for_each(Expected::release);
+    Connection::open(context, host, slot, options, signal).await
 }
 
 /// What a decision leaves to do.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix::{Message, Recipient};
 use bytes::Bytes;
 
+use super::dials::Expected;
 use crate::mail::envelope::Envelope;
 use crate::mail::outcome::{AttemptResult, Cause, CauseClass, DestinationEffect, Fate};
 use crate::route::table::Route;
@@ -31,6 +32,9 @@ pub struct Attempt {
     pub content: Option<Bytes>,
     /// The numbers of the recipients to send to; at least one, at most `delivery.recipients_per_transaction`.
     pub recipients: Vec<u16>,
+    /// For a destination whose hosts have not answered before: the Delivery releases it when it connects, and connects in
+    /// the lane of the others.
+    pub expected: Option<Expected>,
     /// Answers the Queue, whatever happens.
     pub report: ReportGuard,
 }

@@ -9,11 +9,12 @@
 //!
 //! LAW: what a reply or a failure means is decided in `mail::outcome`, what is said in `smtp::client`; here is only
 //! the order of the effects: `attempt` chooses the connection, `connection` moves the bytes, `pool` keeps idle
-//! connections, [`slots`] counts them. An attempt runs as a spawned task, so that a panic in it loses nothing else.
+//! connections, [`slots`] counts them, [`dials`] says when one may be opened. An attempt runs as a spawned task, so that a panic in it loses nothing else.
 
 mod attempt;
 mod connection;
 pub mod content;
+pub mod dials;
 mod guard;
 pub mod messages;
 mod pool;
@@ -38,6 +39,7 @@ use crate::route::table::Route;
 use crate::smtp::address::Domain;
 use crate::tls::TlsClients;
 pub use content::{ContentSource, SpoolContent};
+pub use dials::Dials;
 use messages::{Abort, Attempt, Drain, GiveWay};
 use pool::Pool;
 pub use slots::AddressSlots;
@@ -62,6 +64,8 @@ pub struct DeliveryContext {
     pub metrics: Arc<Metrics>,
     /// Connections per remote address, over all arbiters.
     pub slots: AddressSlots,
+    /// New connections per second, over all arbiters.
+    pub dials: Dials,
 }
 
 impl std::fmt::Debug for DeliveryContext {

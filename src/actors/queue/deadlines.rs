@@ -23,6 +23,9 @@ use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
 const KEYS_PER_READ: usize = 64;
 /// When to look again at a recipient that was in flight at its deadline, or that nobody could try yet.
 const LOOK_AGAIN_MS: u64 = 60_000;
+/// How long after a start, or a jump of wall time, nothing expires that nobody has tried since: by then whatever was overdue
+/// has had its turn, unless something keeps it from it for good.
+const GRACE_MS: u64 = 12 * 3_600_000;
 
 /// How far the deadline index has been read.
 #[derive(Debug, Default)]
@@ -218,11 +221,17 @@ impl Queue {
             let policy = self.parts.settings.retry.policy_for(destination);
             let trouble = self.trouble(destination, records);
             let busy = !matches!(place, Place::Disk | Place::Ready);
-            let failed = || Failed { number, cause: last_cause(state, trouble), host: None };
+            let held_back = || self.held_back(destination, state, records);
+            let failed = || {
+                let cause = held_back().unwrap_or_else(|| last_cause(state, trouble));
+                Failed { number, cause, host: None }
+            };
             let is_expired = policy.is_expired(envelope.arrived_ms, now_ms);
             let silent = state.delay_notified || envelope.reverse_path == ReversePath::Null;
             let deadline = |silent| retry::next_deadline(policy, envelope.arrived_ms, now_ms, silent);
-            let next = if busy || (is_expired && !self.was_tried(state, trouble)) {
+            let next = if busy
+                || (is_expired && !self.had_its_chance(envelope.arrived_ms, now_ms, state, trouble))
+            {
                 now_ms + LOOK_AGAIN_MS
             } else if is_expired {
                 verdicts.expired.push(Failed { cause: expired(failed().cause), ..failed() });
@@ -241,22 +250,59 @@ impl Queue {
         verdicts
     }
 
-    /// How a destination failed as a whole, if it did: what the Queue knows, else what the spool remembers.
+    /// Why nobody tries a recipient, if an operator wants it so.
+    fn held_back(&self, destination: &Domain, state: &RecipientState, records: &Records) -> Option<Cause> {
+        let record = self.record_of(destination, records);
+        let text = if state.held {
+            "it is held back by the operator of the relay"
+        } else if record.is_some_and(|record| record.suspended_until_ms > self.now_ms()) {
+            "delivery to its destination is suspended by the operator of the relay"
+        } else {
+            return None;
+        };
+        Some(Cause {
+            class: CauseClass::Operator,
+            status: EnhancedStatus::new(4, 3, 0),
+            reply: None,
+            text: text.to_owned(),
+        })
+    }
+
+    /// How a destination failed as a whole, if it did.
     fn trouble<'a>(&'a self, destination: &Domain, records: &'a Records) -> Option<&'a LastReply> {
+        let record = self.record_of(destination, records)?;
+        record.last.as_ref().filter(|_| record.failures > 0)
+    }
+
+    /// What is remembered of a destination: what the Queue knows, else what the spool has.
+    fn record_of<'a>(&'a self, destination: &Domain, records: &'a Records) -> Option<&'a DestinationRecord> {
         let here = self
             .destinations
             .map
             .get(destination)
             .filter(|entry| matches!(entry.phase, Phase::Active | Phase::Leaving));
-        let record = here.map(|entry| &entry.record).or_else(|| records.get(destination))?;
-        record.last.as_ref().filter(|_| record.failures > 0)
+        here.map(|entry| &entry.record).or_else(|| records.get(destination))
     }
 
-    /// Nothing expires that was not tried since the start, or since wall time jumped, unless its destination is known
-    /// to fail since then (design section 6).
-    fn was_tried(&self, state: &RecipientState, trouble: Option<&LastReply>) -> bool {
+    /// Whether a recipient whose time is over may expire. The time during which the relay stood still, or over which its
+    /// clock jumped, must not count against it (design section 6). So one of these must hold, since the start or the last
+    /// jump:
+    ///
+    /// - it was tried;
+    /// - its destination is known to have failed;
+    /// - it arrived: then all of its time passed while the relay could try it, and an address that is full or slots that
+    ///   others hold are no reason to keep it for ever;
+    /// - [`GRACE_MS`] has passed.
+    fn had_its_chance(
+        &self,
+        arrived_ms: u64,
+        now_ms: u64,
+        state: &RecipientState,
+        trouble: Option<&LastReply>,
+    ) -> bool {
         let heard = [state.last.as_ref(), trouble].into_iter().flatten();
-        heard.map(|last| last.at_ms).any(|at_ms| at_ms >= self.since_ms)
+        let tried = heard.map(|last| last.at_ms).any(|at_ms| at_ms >= self.since_ms);
+        tried || arrived_ms >= self.since_ms || now_ms >= self.since_ms.saturating_add(GRACE_MS)
     }
 }
 

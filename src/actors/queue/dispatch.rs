@@ -2,8 +2,10 @@
 
 use tokio::time::Instant;
 
+use crate::actors::delivery::dials::Expected;
 use crate::actors::delivery::messages::{Attempt, GiveWay, ReportGuard};
 use crate::mail::id::QueueId;
+use crate::route::table::Route;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
 
@@ -25,6 +27,8 @@ pub(super) struct Running {
     pub stranger: bool,
     /// It was asked to make room.
     pub asked: bool,
+    /// Counts it among those that have not connected yet.
+    pub expected: Option<Expected>,
 }
 
 impl Queue {
@@ -43,7 +47,7 @@ impl Queue {
         if self.draining || self.failed {
             return;
         }
-        while let Some((standing, destination)) = self.rings.pop(&self.slots) {
+        while let Some((standing, destination)) = self.next_in_ring() {
             let (now_ms, now) = (self.now_ms(), self.parts.clock.instant());
             let Some(entry) = self.destinations.map.get_mut(&destination) else {
                 self.offer_site(&destination);
@@ -67,6 +71,13 @@ impl Queue {
         }
     }
 
+    /// Whose turn it is. Those that nobody has heard from and those that fail take turns as fast as they may connect.
+    fn next_in_ring(&mut self) -> Option<(Standing, Domain)> {
+        let (slots, dials) = (&self.slots, &self.parts.dials);
+        self.rings
+            .pop(|standing| slots.has_room(standing) && (standing == Standing::Proven || dials.has_room()))
+    }
+
     /// Starts one attempt with what is ready; `false` when nothing was.
     fn start_attempt(&mut self, destination: &Domain, now_ms: u64) -> bool {
         let Some(me) = self.me.clone() else { return false };
@@ -78,6 +89,9 @@ impl Queue {
         let standing = entry.asks_as();
         entry.attempts += 1;
         self.slots.take(standing);
+        // The hosts of a static route are known, and its connections bounded, whoever the mail is for.
+        let unknown = standing != Standing::Proven && matches!(entry.route, Route::Mx);
+        let expected = unknown.then(|| self.parts.dials.expect());
         self.last_ticket += 1;
         let ticket = self.last_ticket;
         let deliveries = &self.parts.deliveries;
@@ -96,6 +110,7 @@ impl Queue {
             envelope,
             content,
             recipients: recipients.clone(),
+            expected: expected.clone(),
             report: ReportGuard::new(ticket, recipients.clone(), me.recipient()),
         });
         let running = Running {
@@ -107,6 +122,7 @@ impl Queue {
             slow: false,
             stranger: standing == Standing::Unknown,
             asked: false,
+            expected,
         };
         self.attempts.insert(ticket, running);
         true
@@ -169,6 +185,8 @@ impl Queue {
                 continue;
             }
             running.slow = true;
+            // Whatever it waits for: others must not wait for it.
+            running.expected.take().iter().for_each(Expected::release);
             self.slots.reclassify(running.standing, Standing::Troubled);
             running.standing = Standing::Troubled;
             if let Some(entry) = self.destinations.map.get_mut(&running.destination) {

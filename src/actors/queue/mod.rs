@@ -48,15 +48,16 @@ use self::messages::{Abort, Command, CommandResult, Drain, Enqueue, InMemory, In
 use self::migrating::Migration;
 use self::patrol::Patrol;
 use self::residents::{Place, Residents};
-use crate::actors::delivery::Deliveries;
 use crate::actors::delivery::messages as delivery;
 use crate::actors::delivery::messages::AttemptReport;
+use crate::actors::delivery::{Deliveries, Dials};
 use crate::admin::Health;
 use crate::clock::SharedClock;
 use crate::mail::id::QueueId;
 use crate::maillog::MailLog;
 use crate::metrics::Metrics;
 use crate::route::table::RouteTable;
+use crate::schedule::jumps::Jumps;
 use crate::schedule::retry::RetryRules;
 use crate::schedule::rings::Rings;
 use crate::schedule::slots::Slots;
@@ -122,6 +123,8 @@ pub struct QueueParts {
     pub front: Front,
     /// Starts Delivery actors.
     pub deliveries: Box<dyn Deliveries>,
+    /// How fast they may connect.
+    pub dials: Dials,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Where it tells.
@@ -156,6 +159,8 @@ pub struct Queue {
     seen: (u64, Instant),
     /// The start, or the last jump of wall time: what is older says nothing of whether mail can be delivered.
     since_ms: u64,
+    /// Stretches of wall time that were jumped over.
+    jumps: Jumps,
     /// Wall time went back: until each destination was looked at once, mail is due up to this time. Else zero.
     horizon_ms: u64,
     /// When the attempts and destinations in memory were last looked after.
@@ -198,6 +203,7 @@ impl Queue {
             timer: None,
             seen: (now_ms, now),
             since_ms: now_ms,
+            jumps: Jumps::default(),
             horizon_ms: 0,
             looked: None,
             crashes: HashMap::new(),
@@ -241,6 +247,8 @@ impl Queue {
         if now_ms.abs_diff(expected) > JUMP_MS {
             tracing::warn!(from_ms = expected, to_ms = now_ms, "wall time has jumped");
             self.since_ms = now_ms;
+            self.jumps.note(expected, now_ms);
+            self.shift_back_offs();
             if now_ms < expected {
                 self.horizon_ms = expected.saturating_add(HORIZON_MS);
                 self.wakes.start_over();
@@ -337,6 +345,7 @@ impl Actor for Queue {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.me = Some(ctx.address());
+        self.look_ahead();
         self.turn(ctx);
     }
 }

@@ -228,6 +228,7 @@ impl Queue {
         metrics.recipients_ready.set(gauge(entries.values().map(|at| at.ready.len()).sum()));
         metrics.recipients_in_flight.set(gauge(self.attempts.values().map(|at| at.recipients.len()).sum()));
         metrics.slots_used.set(gauge(self.slots.used()));
+        metrics.connects_expected.set(gauge(self.parts.dials.expected()));
         metrics.memory_content_bytes.set(gauge(self.residents.content_bytes()));
         metrics.enqueue_waiting.set(gauge(self.open.arrivals.len()));
         let next_wake = self.wakes.next_ms().filter(|at| *at > 0);

@@ -6,11 +6,11 @@ use std::time::Duration;
 use actix::{Context, Handler, Message};
 
 use super::Queue;
-use super::destinations::{Phase, backs_off};
+use super::destinations::{Destination, Phase, backs_off};
 use super::intake::HELD_MIN;
 use super::residents::Place;
 use super::wakes::READ_AGAIN_MS;
-use crate::mail::envelope::{Status, StoredMessage};
+use crate::mail::envelope::{Envelope, RecipientState, Status, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
@@ -47,8 +47,8 @@ enum Adopted {
     Here,
     /// Due.
     Ready,
-    /// By a clock that went back since: due now.
-    PutOff,
+    /// By a clock that has jumped since: due at this time (ms).
+    PutOff(u64),
     /// Not due before this time (ms).
     Later(u64),
 }
@@ -157,6 +157,8 @@ impl Queue {
         if entry.record.failures > 0 {
             entry.standing = Standing::Troubled;
         }
+        self.shift_back_off(destination);
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
         // What happens in the meantime must not let it go before its page is looked at.
         entry.paging = true;
         self.grant_destination_wishes(destination);
@@ -164,6 +166,26 @@ impl Queue {
         if self.destinations.map.get(destination).is_some_and(|entry| entry.backs_off(now_ms)) {
             self.unready(destination, 0);
         }
+    }
+
+    /// Wall time has jumped: what is left of the back-off of a destination is left now.
+    fn shift_back_off(&mut self, destination: &Domain) {
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
+        let Some(last) = &mut entry.record.last else { return };
+        let retry_at_ms = self.jumps.due(last.at_ms, entry.record.retry_at_ms);
+        if retry_at_ms > entry.record.retry_at_ms {
+            last.at_ms += retry_at_ms - entry.record.retry_at_ms;
+            entry.record.retry_at_ms = retry_at_ms;
+            self.open.changes.push(Op::PutDestination(destination.clone(), entry.record.clone()));
+        }
+    }
+
+    /// Does so for those in memory; the others follow when they come.
+    pub(super) fn shift_back_offs(&mut self) {
+        let here = |entry: &Destination| matches!(entry.phase, Phase::Active | Phase::Leaving);
+        let all = self.destinations.map.iter().filter(|(_, entry)| here(entry));
+        let names: Vec<Domain> = all.map(|(name, _)| name.clone()).collect();
+        names.iter().for_each(|name| self.shift_back_off(name));
     }
 
     /// Its mail is still there, whatever the reason: a page is asked for again, but not at once.
@@ -201,9 +223,9 @@ impl Queue {
                         entry.ready.push_back((key.id, key.number));
                     }
                 }
-                Adopted::PutOff => {
+                Adopted::PutOff(due_ms) => {
                     used = true;
-                    self.reschedule(key.id, key.number, now_ms);
+                    self.reschedule(key.id, key.number, due_ms);
                 }
                 Adopted::Later(due_ms) => {
                     later = Some(later.map_or(due_ms, |due| due.min(due_ms)));
@@ -235,17 +257,23 @@ impl Queue {
                 None => return Adopted::Here,
             },
         };
-        let Some(state) = resident.states.get(usize::from(key.number)) else { return Adopted::Here };
-        let noted_ms = state.last.as_ref().map_or(resident.envelope.arrived_ms, |last| last.at_ms);
+        let Some(state) = resident.states.get_mut(usize::from(key.number)) else { return Adopted::Here };
+        let noted_ms = noted_ms(&resident.envelope, state);
         if resident.places[usize::from(key.number)] != Place::Disk
             || state.status != Status::Queued
             || state.held
         {
             Adopted::Here
         } else if state.due_ms <= now_ms {
-            Adopted::Ready
+            let due_ms = self.jumps.due(noted_ms, state.due_ms);
+            if due_ms <= now_ms {
+                return Adopted::Ready;
+            }
+            // The note moves too: should the clock go back, it was put off by one that was ahead.
+            state.last.iter_mut().for_each(|last| last.at_ms += due_ms - state.due_ms);
+            Adopted::PutOff(due_ms)
         } else if noted_ms > now_ms {
-            Adopted::PutOff
+            Adopted::PutOff(now_ms)
         } else {
             Adopted::Later(state.due_ms)
         }
@@ -300,6 +328,11 @@ impl Queue {
         }
         true
     }
+}
+
+/// When a recipient's due time was noted.
+pub(super) fn noted_ms(envelope: &Envelope, state: &RecipientState) -> u64 {
+    state.last.as_ref().map_or(envelope.arrived_ms, |last| last.at_ms)
 }
 
 impl Handler<PageRead> for Queue {

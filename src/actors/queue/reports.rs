@@ -27,7 +27,8 @@ impl Queue {
     /// Settles (or, for a delay, notes) recipients and tells the sender. Reads the original's header first when it is
     /// no longer in memory.
     pub(super) fn report(&mut self, id: QueueId, kind: ReportKind, failed: Vec<Failed>) {
-        let Some(resident) = self.residents.get(id) else { return };
+        let failed = self.still_open(id, failed);
+        let Some(resident) = self.residents.get(id).filter(|_| !failed.is_empty()) else { return };
         if resident.envelope.reverse_path == ReversePath::Null {
             return self.reported(id, kind, failed, &[]);
         }
@@ -57,6 +58,16 @@ impl Queue {
         });
     }
 
+    /// Those that are not settled: the others' message went to quarantine meanwhile, and nobody is told of a fate that is
+    /// still to come.
+    fn still_open(&self, id: QueueId, mut failed: Vec<Failed>) -> Vec<Failed> {
+        let states = self.residents.get(id).map(|resident| &resident.states);
+        failed.retain(|item| {
+            states.is_some_and(|states| !states[usize::from(item.number)].status.is_settled())
+        });
+        failed
+    }
+
     /// Keeps a recipient (and so its message) in memory while its report is being made.
     fn hold_in_memory(&mut self, id: QueueId, number: u16) {
         let Some(resident) = self.residents.get(id) else { return };
@@ -67,7 +78,8 @@ impl Queue {
 
     fn reported(&mut self, id: QueueId, kind: ReportKind, failed: Vec<Failed>, head: &[u8]) {
         let now_ms = self.now_ms();
-        let Some(envelope) = resident_envelope(self, id) else { return };
+        let failed = self.still_open(id, failed);
+        let Some(envelope) = resident_envelope(self, id).filter(|_| !failed.is_empty()) else { return };
         self.send_report(&envelope, kind, &failed, head, now_ms);
         for item in failed {
             match kind {
@@ -82,9 +94,6 @@ impl Queue {
         let Failed { number, cause, host } = failed;
         let Some(resident) = self.residents.get_mut(envelope.id) else { return };
         let state = &mut resident.states[usize::from(number)];
-        if state.status.is_settled() {
-            return;
-        }
         if status == Status::Bounced {
             state.attempts = state.attempts.saturating_add(1);
         }
@@ -111,10 +120,6 @@ impl Queue {
     fn delay_noted(&mut self, id: QueueId, number: u16) {
         let Some(resident) = self.residents.get_mut(id) else { return };
         let state = &mut resident.states[usize::from(number)];
-        if state.status.is_settled() {
-            // Its message went to quarantine meanwhile.
-            return;
-        }
         state.delay_notified = true;
         let due_ms = state.due_ms;
         self.reschedule(id, number, due_ms);

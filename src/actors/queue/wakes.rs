@@ -1,11 +1,14 @@
 //! The wake index: which destinations need the Queue, and when; and how they enter and leave memory.
 
+use std::collections::HashSet;
+
 use actix::{Context, Handler, Message};
 
-use super::Queue;
 use super::destinations::Phase;
+use super::paging::noted_ms;
+use super::{JUMP_MS, Queue};
 use crate::smtp::address::Domain;
-use crate::spool::{Op, SpoolError};
+use crate::spool::{Op, Spool, SpoolError};
 
 /// Wake keys read at once.
 const WAKES_PER_READ: usize = 256;
@@ -82,6 +85,10 @@ impl Index {
     /// Forgets how far the index was read.
     pub fn start_over(&mut self) {
         (self.cursor, self.next) = (None, Next::Unknown);
+        if self.reading {
+            // What is being read comes after keys that are to be read again.
+            self.noted = Some(0);
+        }
     }
 
     fn ended(&mut self) {
@@ -101,7 +108,23 @@ struct WakesRead {
     full: bool,
 }
 
+/// Spool → Queue: whether the spool was written by a clock that was ahead of this one.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Ahead(Result<bool, SpoolError>);
+
 impl Queue {
+    /// At a start: mail that a clock put off that was days ahead must not wait for those days.
+    pub(super) fn look_ahead(&self) {
+        let Some(me) = self.me() else { return };
+        let now_ms = self.now_ms();
+        let longest = u64::try_from(self.parts.settings.retry.longest().as_millis()).unwrap_or(u64::MAX);
+        let beyond_ms = now_ms.saturating_add(longest).saturating_add(JUMP_MS);
+        self.parts
+            .front
+            .read(move |spool| Ahead(was_ahead(spool, now_ms, beyond_ms)), move |ahead| me.do_send(ahead));
+    }
+
     /// Lets a destination go that needs nothing now: one wake key stays, at the time when it needs something.
     pub(super) fn leave_if_idle(&mut self, destination: &Domain, now_ms: u64) {
         let held = self.residents.held_for(destination);
@@ -242,6 +265,38 @@ impl Queue {
         }
         self.refill(destination, now_ms);
         self.leave_if_idle(destination, now_ms);
+    }
+}
+
+/// Whether the first mail that is due later than any delay can explain was put off in the future. One key is read and one
+/// message, however many there are.
+fn was_ahead(spool: &dyn Spool, now_ms: u64, beyond_ms: u64) -> Result<bool, SpoolError> {
+    let Ok(first) = Domain::parse("a") else { return Ok(false) };
+    let Some((_, destination)) = spool.wakes(Some(&(beyond_ms, first)), 1)?.pop() else { return Ok(false) };
+    let page = spool.due(&destination, u64::MAX, &HashSet::new(), 1, &|_| false)?;
+    Ok(page.items.first().is_some_and(|(key, stored)| {
+        let state =
+            stored.as_ref().and_then(|stored| Some((stored, stored.states.get(usize::from(key.number))?)));
+        state.is_some_and(|(stored, state)| noted_ms(&stored.envelope, state) > now_ms)
+    }))
+}
+
+impl Handler<Ahead> for Queue {
+    type Result = ();
+
+    fn handle(&mut self, ahead: Ahead, ctx: &mut Context<Self>) {
+        match ahead.0 {
+            Ok(true) => {
+                tracing::warn!(
+                    "the spool was written by a clock that was ahead: what it put off is tried now"
+                );
+                self.horizon_ms = u64::MAX;
+                self.wakes.start_over();
+            }
+            Ok(false) => {}
+            Err(error) => self.damaged(&error),
+        }
+        self.turn(ctx);
     }
 }
 

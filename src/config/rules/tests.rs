@@ -111,6 +111,10 @@ fn values_of_server_delivery_dns_and_relay_have_their_ranges() {
     check_each(&[
         ("[delivery]\nconnections = 0", "delivery.connections: delivery.connections is 0; write 1 or more"),
         (
+            "[delivery]\nconnects_per_second = 9",
+            "delivery.connects_per_second: delivery.connects_per_second is 9; write 10 to 100000",
+        ),
+        (
             "[delivery]\nport = 0",
             "delivery.port: delivery.port is 0; write the port of MX hosts, which is 25",
         ),

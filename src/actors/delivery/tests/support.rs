@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::actors::delivery::content::{ContentSource, Loaded, PieceReader};
 use crate::actors::delivery::messages::{Attempt, AttemptReport, ReportGuard};
 use crate::actors::delivery::slots::AddressSlots;
-use crate::actors::delivery::{Delivery, DeliveryContext};
+use crate::actors::delivery::{Delivery, DeliveryContext, Dials};
 use crate::clock::SystemClock;
 use crate::config::{DeliveryConfig, TlsPolicy};
 use crate::mail::envelope::{BodyType, ContentPlace, Envelope, Origin, Recipient};
@@ -296,6 +296,7 @@ impl Bench {
             clock: Arc::new(SystemClock),
             metrics: Metrics::new().unwrap(),
             slots,
+            dials: Dials::new(1000, Arc::new(SystemClock)),
         });
         let credentials =
             plan.login.then(|| Credentials { username: "tim".to_owned(), password: "tanstaaf".to_owned() });
@@ -344,6 +345,7 @@ impl Bench {
             envelope: Arc::new(self.envelope(recipients)),
             content: self.content.clone(),
             recipients: numbers.clone(),
+            expected: Some(self.context.dials.expect()),
             report: ReportGuard::new(self.tickets, numbers, to),
         });
     }

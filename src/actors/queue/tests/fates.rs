@@ -222,3 +222,21 @@ fn a_notice_of_delay_does_not_make_a_ready_recipient_ready_twice() {
         world.check_left("");
     });
 }
+
+#[test]
+fn what_expires_in_the_attempt_that_sends_its_message_to_quarantine_is_not_reported_and_leaves_memory() {
+    simulate(|| async {
+        let world = World::with(short_lived, |one| match (one.to, one.number) {
+            ("ann@odd.example", 1 | 2) => Answer::Later,
+            ("ann@odd.example", _) => Answer::Hang(300),
+            ("bob@odd.example", _) => Answer::Forget,
+            _ => Answer::Deliver,
+        });
+        let id = world.accept(&["ann@odd.example", "bob@odd.example"]).await;
+        sleep(20 * MINUTE).await;
+        let quarantined = world.spool.quarantined(None, 10).expect("readable");
+        assert_eq!(quarantined.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
+        assert_eq!(world.mail_of("joe@sender.example"), Vec::<String>::new());
+        world.check_idle().await;
+    });
+}

@@ -212,3 +212,34 @@ fn commands_for_a_destination_are_carried_out_though_memory_is_full() {
         world.check_left("");
     });
 }
+
+#[test]
+fn what_is_held_back_is_reported_and_expires_as_ever() {
+    simulate(|| async {
+        let world = World::new(|_| Answer::Deliver);
+        world.suspend("quiet.example", None).await;
+        world.accept(&["ann@quiet.example"]).await;
+        let tried =
+            World::new(|one| if one.destination == "slow.example" { Answer::Later } else { Answer::Deliver });
+        let held = tried.accept(&["bob@slow.example"]).await;
+        settle().await;
+        assert_eq!(tried.command(held, None, CommandVerb::Hold).await, done(1, 0));
+        sleep(5 * HOUR).await;
+        let notice = |world: &World| world.mail_of("joe@sender.example").concat();
+        let suspended = notice(&world);
+        assert!(suspended.contains("Action: delayed") && suspended.contains("is suspended by the operator"));
+        assert!(
+            notice(&tried).contains("it is held back by the operator of the relay"),
+            "{}",
+            notice(&tried)
+        );
+        assert!(tried.stored(held).expect("queued").states[0].held, "the notice does not end the hold");
+        sleep(6 * DAY).await;
+        for world in [world, tried] {
+            assert!(notice(&world).contains("Status: 5.4.7"), "{}", notice(&world));
+            assert_eq!(world.scan().messages, 0);
+            world.check_idle().await;
+            world.check_left("n");
+        }
+    });
+}

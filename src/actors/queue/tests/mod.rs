@@ -1,8 +1,10 @@
 //! The real Queue on one arbiter, in simulated time, over a spool in memory and remote hosts that follow a script.
 
 mod chance;
+mod clock;
 mod commits;
 mod destinations;
+mod expiry;
 mod fates;
 mod faulty;
 mod holding;
@@ -12,6 +14,7 @@ mod neighbours;
 mod operator;
 mod patrol;
 mod quarantine;
+mod ramp;
 mod remote;
 mod residents;
 mod restarts;
@@ -32,6 +35,7 @@ use super::messages::{
     Command, CommandResult, CommandVerb, DestinationCommand, DestinationVerb, Drain, Enqueue, NotQueued,
 };
 use super::{MemoryBounds, Queue, QueueParts, QueueSettings};
+use crate::actors::delivery::Dials;
 use crate::admin::Health;
 use crate::clock::{Clock, SimulatedClock};
 use crate::config::{Config, LogFormat, RetryConfig};
@@ -276,8 +280,7 @@ impl World {
     /// nobody else is, and nothing is kept in memory for nothing.
     async fn check_idle(&self) {
         assert_eq!(self.spool.counters().expect("readable"), self.scan(), "counters");
-        self.check_wakes();
-        let (held, content, attempts, slots, messages) = self
+        let (held, content, attempts, slots, messages, destinations) = self
             .look(|queue, _| {
                 let residents = &queue.residents;
                 (
@@ -286,10 +289,13 @@ impl World {
                     queue.attempts.len(),
                     queue.slots.used(),
                     residents.len(),
+                    queue.destinations.map.len(),
                 )
             })
             .await;
-        assert_eq!((held, content, attempts, slots, messages), (0, 0, 0, 0, 0), "memory of an idle Queue");
+        let kept = (held, content, attempts, slots, messages, destinations);
+        assert_eq!(kept, (0, 0, 0, 0, 0, 0), "memory of an idle Queue");
+        self.check_wakes();
     }
 
     fn check_wakes(&self) {
@@ -361,6 +367,7 @@ fn start(
         clock: clock.clone(),
         front,
         deliveries: Box::new(deliveries),
+        dials: Dials::new(1000, clock.clone()),
         metrics: metrics.clone(),
         maillog: MailLog::discard(LogFormat::Text),
         health: Arc::new(Health::new()),
