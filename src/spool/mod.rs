@@ -37,6 +37,7 @@ mod database;
 pub mod front;
 mod keys;
 pub mod memory;
+mod patrol;
 mod quarantine;
 mod read;
 mod record;
@@ -53,6 +54,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use self::patrol::{Deadlines, due_time, is_due_key_of};
+#[cfg(test)]
+pub(crate) use self::record::Damage;
 use crate::mail::envelope::{Content, Envelope, LastReply, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -139,17 +143,55 @@ pub struct Counters {
     pub unindexed_from: Option<QueueId>,
 }
 
+impl Counters {
+    /// Counters of a spool whose record of them can't be read: nothing is known but what is in quarantine. All messages
+    /// are looked through as after a crash, and then counted.
+    pub fn guess(quarantined: u64) -> Self {
+        let unindexed_from = Some(QueueId::from_bytes([0; 16]));
+        Self { quarantined, unindexed_from, ..Self::default() }
+    }
+
+    /// Whether they are such.
+    pub fn is_guess(&self) -> bool {
+        self.unindexed_from == Self::guess(0).unindexed_from
+    }
+}
+
+/// What a message adds to the [`Counters`], beside itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Unsettled recipients.
+    pub recipients: u64,
+    /// Content bytes.
+    pub bytes: u64,
+    /// Content bytes in the tree.
+    pub tree_bytes: u64,
+}
+
 /// What a look through some messages found.
 #[derive(Debug, Default)]
 pub struct Patrolled {
-    /// Messages of which an unsettled recipient has no due key.
+    /// Messages of which a recipient has no due key and should have one.
     pub lacking: Vec<StoredMessage>,
+    /// Other messages that have no deadline key.
+    pub undated: Vec<StoredMessage>,
     /// Messages that can't be read, and why.
     pub damaged: Vec<(QueueId, String)>,
-    /// What those looked at count.
-    pub counted: Counters,
+    /// What each that was looked at counts.
+    pub tallies: Vec<(QueueId, Tally)>,
     /// Where the next look begins; `None` when this one reached the end.
     pub next: Option<QueueId>,
+}
+
+/// What a look through some due keys found.
+#[derive(Debug, Default)]
+pub struct Strays {
+    /// Keys of no recipient, of a settled one, or of one that is due at another time.
+    pub keys: Vec<DueKey>,
+    /// Messages that can't be read, and why.
+    pub damaged: Vec<(QueueId, String)>,
+    /// After which key the next look begins; `None` when this one reached the end.
+    pub next: Option<DueKey>,
 }
 
 /// A message in quarantine.
@@ -165,6 +207,8 @@ pub struct Quarantined {
     pub bytes: u64,
     /// What can be read of it: the message, or what stands in the way.
     pub message: Result<StoredMessage, String>,
+    /// What is wrong with its content, if anything is.
+    pub obstacle: Option<String>,
 }
 
 /// Messages in order of id.
@@ -229,8 +273,22 @@ pub trait Spool: Send + Sync + 'static {
     /// At most `limit` messages with ids from `from` on, in order of id.
     fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError>;
 
-    /// Looks at no more than `limit` messages with ids from `from` on, in order of id: do they have their due keys?
-    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError>;
+    /// Looks at no more than `limit` messages with ids from `from` on, in order of id: do they have their keys?
+    ///
+    /// # Errors
+    /// As for any read.
+    fn patrol(
+        &self,
+        from: QueueId,
+        limit: usize,
+        deadlines: &Deadlines<'_>,
+    ) -> Result<Patrolled, SpoolError>;
+
+    /// Looks at no more than `limit` due keys after `after`: has each of them its recipient?
+    ///
+    /// # Errors
+    /// As for any read.
+    fn strays(&self, after: Option<&DueKey>, limit: usize) -> Result<Strays, SpoolError>;
 
     /// The content of a message that lies in the database ([`crate::mail::envelope::ContentPlace::Database`]).
     ///
@@ -340,6 +398,9 @@ pub enum SpoolError {
     /// A commit failed before, or the spool was closed: nothing more is written.
     #[error("the spool takes no more changes: {0}; start posthaste again, nothing that was accepted is lost")]
     Closed(String),
+    /// A job of the spool's threads was not done: it panicked, or the relay stops.
+    #[error("the spool's threads did not do their work: {0}")]
+    Failed(String),
     /// Writes are not made durable here.
     #[error(
         "spool {0}: this system does not sync writes to the device, so no mail can be accepted safely: {1}"

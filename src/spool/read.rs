@@ -8,8 +8,8 @@ use sled::IVec;
 
 use super::database::Tree;
 use super::record::{self, Kind, Unreadable};
-use super::{Counters, DestinationRecord, DueKey, DuePage, Patrolled, SpoolError, Survey, keys};
-use crate::mail::envelope::{ContentPlace, Envelope, RecipientState, StoredMessage};
+use super::{Counters, DestinationRecord, DueKey, DuePage, SpoolError, Survey, keys};
+use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 
@@ -83,13 +83,8 @@ pub(super) fn due<T: Tree>(
             }
         };
         match message {
-            Some(message) if usize::from(key.number) < message.states.len() => {
-                page.items.push((key, Some(message.clone())));
-            }
-            Some(_) if page.damaged.iter().all(|(id, _)| *id != key.id) => {
-                page.damaged.push((key.id, format!("it has no recipient number {}", key.number)));
-            }
-            _ => {}
+            Some(message) => page.items.push((key, Some(message.clone()))),
+            None => {}
         }
     }
     Ok(page)
@@ -97,7 +92,7 @@ pub(super) fn due<T: Tree>(
 
 /// The message of a due key. One that is not there was either removed since the key was read, together with the
 /// key, or is damaged.
-fn look_up<T: Tree>(
+pub(super) fn look_up<T: Tree>(
     tree: &T,
     key: &DueKey,
     damaged: &mut Vec<(QueueId, String)>,
@@ -209,34 +204,6 @@ pub(super) fn survey<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<S
     Ok(survey)
 }
 
-pub(super) fn patrol<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
-    let Survey { messages, damaged, next } = survey(tree, from, limit)?;
-    let mut found = Patrolled { damaged, next, ..Patrolled::default() };
-    for stored in messages {
-        let envelope = &stored.envelope;
-        let (mut waiting, mut lacks) = (0, false);
-        for (number, (recipient, state)) in (0..).zip(envelope.recipients.iter().zip(&stored.states)) {
-            if state.status.is_settled() {
-                continue;
-            }
-            waiting += 1;
-            let (destination, due_ms) = (recipient.destination.clone(), state.due_ms);
-            let key = keys::due(&DueKey { destination, due_ms, id: envelope.id, number });
-            lacks = lacks || tree.get(&key)?.is_none();
-        }
-        found.counted.messages += 1;
-        found.counted.recipients += waiting;
-        found.counted.bytes += envelope.size;
-        if envelope.place == ContentPlace::Database {
-            found.counted.tree_bytes += envelope.size;
-        }
-        if lacks {
-            found.lacking.push(stored);
-        }
-    }
-    Ok(found)
-}
-
 /// Up to `limit` ids above `after` that have keys with this prefix.
 fn ids<T: Tree>(
     tree: &T,
@@ -328,7 +295,14 @@ pub(super) fn quarantined<T: Tree>(
     limit: usize,
 ) -> Result<Vec<(QueueId, String)>, SpoolError> {
     let after = after.map(|id| keys::of_message(keys::REASON, id).to_vec());
-    pairs(tree, keys::REASON, after, limit, keys::read_id, record::read_reason)
+    // A message must not be lost from sight because the reason can't be read.
+    let reason_of = |record: &[u8]| Ok(reason(record));
+    pairs(tree, keys::REASON, after, limit, keys::read_id, reason_of)
+}
+
+/// Why a message is in quarantine.
+pub(super) fn reason(record: &[u8]) -> String {
+    record::read_reason(record).unwrap_or_else(|error| format!("its reason can't be read: {error}"))
 }
 
 /// Up to `limit` keys and records after the key `after`; what can't be read is left out.

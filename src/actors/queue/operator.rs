@@ -45,15 +45,29 @@ impl Queue {
 
     fn command_read(&mut self, read: CommandRead) {
         let CommandRead { ticket, command, stored, answer } = read;
-        match stored {
-            Ok(Some(stored)) => drop(self.residents.adopt(&stored)),
-            Ok(None) => {}
-            Err(error) => self.damaged(&error),
-        }
-        let result = self.carry_out(&command);
+        let result = match stored {
+            Ok(stored) => {
+                if let Some(stored) = stored {
+                    self.residents.adopt(&stored);
+                }
+                self.carry_out(&command)
+            }
+            Err(_) if self.residents.get(command.id).is_some() => self.carry_out(&command),
+            Err(error) => self.not_read(command.id, &error),
+        };
         self.residents.release(command.id);
         self.residents.read_ends(ticket);
         self.answer_when_durable(result, answer);
+    }
+
+    /// The message of a command can't be read.
+    fn not_read(&mut self, id: QueueId, error: &SpoolError) -> CommandResult {
+        if !matches!(error, SpoolError::Damaged { .. }) {
+            self.damaged(error);
+            return CommandResult::Unavailable;
+        }
+        self.quarantine(id, &error.to_string());
+        CommandResult::Impossible { reason: format!("it can't be read and goes to quarantine: {error}") }
     }
 
     /// Answers a command when its changes are on disk.

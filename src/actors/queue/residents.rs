@@ -49,6 +49,8 @@ pub(super) struct Resident {
     pub indexed: bool,
     /// The time of its deadline key; `None` when there is none or it is not known (paged in): found again when it fires.
     pub deadline_ms: Option<u64>,
+    /// Why it can't be delivered as it is: it goes to quarantine once nothing of it is in flight.
+    pub unfit: Option<String>,
     /// Wishes that wait for a report.
     pub wishes: Vec<(u16, Wish)>,
     held: usize,
@@ -110,6 +112,11 @@ impl Residents {
         self.messages.get_mut(&id)
     }
 
+    /// All of them, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Resident> {
+        self.messages.values()
+    }
+
     /// The ids of all of them, for readers.
     pub fn known(&self) -> Known {
         self.known.clone()
@@ -153,6 +160,7 @@ impl Residents {
             records: false,
             indexed: false,
             deadline_ms: None,
+            unfit: None,
             wishes: Vec::new(),
             held: count,
             since: 0,
@@ -174,6 +182,7 @@ impl Residents {
             content: None,
             indexed: true,
             deadline_ms: None,
+            unfit: None,
             wishes: Vec::new(),
             held: 0,
             since: 0,

@@ -179,13 +179,12 @@ impl Queue {
         let room = self.parts.settings.memory.destinations.saturating_sub(self.destinations.map.len());
         let limit = WAKES_PER_READ.min(room.saturating_add(1));
         self.parts.front.read(
-            move |spool| {
-                let keys = spool.wakes(after.as_ref(), limit);
+            move |spool| spool.wakes(after.as_ref(), limit),
+            move |keys| {
                 let full = keys.as_ref().is_ok_and(|keys| keys.len() >= limit);
                 // Strictly before: a key that is written with this very time must not end up before the cursor.
-                WakesRead { keys, until_ms, full }
+                me.do_send(WakesRead { keys, until_ms, full });
             },
-            move |read| me.do_send(read),
         );
     }
 

@@ -2,6 +2,7 @@
 
 mod chance;
 mod commits;
+mod damage;
 mod destinations;
 mod fates;
 mod faulty;
