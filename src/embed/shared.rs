@@ -25,7 +25,7 @@ use crate::schedule::retry::RetryRules;
 use crate::spool::content::ContentFiles;
 use crate::spool::front::Front;
 use crate::spool::sled::SledSpool;
-use crate::spool::space::{Bounds, Room};
+use crate::spool::space::{Bounds, Room, is_full};
 use crate::spool::{Counters, Op, Spool, SpoolError};
 use crate::tls::TlsClients;
 
@@ -218,7 +218,12 @@ impl Shared {
             writer.finish()
         };
         let gone = || Err(io::Error::other("the spool's threads are gone"));
-        let (name, size) = self.front.file_job(job).await.unwrap_or_else(gone)?;
+        let stored = self.front.file_job(job).await.unwrap_or_else(gone);
+        let (name, size) = stored.inspect_err(|error| {
+            if is_full(error) {
+                self.room.note_full();
+            }
+        })?;
         envelope.place = ContentPlace::File(name.clone());
         Ok(Content::File { name, size })
     }

@@ -195,7 +195,10 @@ mod tests {
         assert_eq!(read_due(&key), Some((0x0102, ID, 0x0304)));
         assert_eq!(read_due(b"d"), None);
         let read = read_due_key(&key).expect("one");
-        assert_eq!((read.destination, read.due_ms, read.id, read.number), (domain("a.example"), 0x0102, ID, 0x0304));
+        assert_eq!(
+            (read.destination, read.due_ms, read.id, read.number),
+            (domain("a.example"), 0x0102, ID, 0x0304)
+        );
     }
 
     #[test]

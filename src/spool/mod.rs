@@ -277,12 +277,8 @@ pub trait Spool: Send + Sync + 'static {
     ///
     /// # Errors
     /// As for any read.
-    fn patrol(
-        &self,
-        from: QueueId,
-        limit: usize,
-        deadlines: &Deadlines<'_>,
-    ) -> Result<Patrolled, SpoolError>;
+    fn patrol(&self, from: QueueId, limit: usize, deadlines: &Deadlines<'_>)
+    -> Result<Patrolled, SpoolError>;
 
     /// Looks at no more than `limit` due keys after `after`: has each of them its recipient?
     ///

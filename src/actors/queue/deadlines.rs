@@ -132,7 +132,9 @@ impl Queue {
                     match message {
                         Ok(stored) => self.deadline_came(key, stored, &records),
                         // What is in memory holds.
-                        Err(_) if self.residents.get(key.1).is_some() => self.deadline_came(key, None, &records),
+                        Err(_) if self.residents.get(key.1).is_some() => {
+                            self.deadline_came(key, None, &records)
+                        }
                         Err(error @ SpoolError::Damaged { .. }) => {
                             self.open.changes.push(Op::DeleteDeadline(key.0, key.1));
                             self.quarantine(key.1, &error.to_string());

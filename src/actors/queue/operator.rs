@@ -209,9 +209,11 @@ impl Queue {
                 (spool.list(None, 1), spool.destinations(None, FAILING_MAX), spool.syncs())
             };
             let Some((oldest, failing, syncs)) = front.read_async(look).await else { return };
-            let arrived = oldest.ok().and_then(|list| list.first().map(|first| first.envelope.arrived_ms));
-            let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
-            metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
+            if let Ok(oldest) = oldest {
+                let arrived = oldest.first().map(|first| first.envelope.arrived_ms);
+                let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
+                metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
+            }
             metrics.set_syncs(syncs);
             let failing = failing.unwrap_or_default();
             let backing_off = failing.iter().filter(|(_, record)| record.retry_at_ms > now_ms);

@@ -201,7 +201,10 @@ impl Queue {
         }
         if count > 0 {
             self.parts.metrics.patrol_repairs.inc_by(count);
-            tracing::error!(messages = count, "messages had no deadline and would never have expired: they have one again");
+            tracing::error!(
+                messages = count,
+                "messages had no deadline and would never have expired: they have one again"
+            );
         }
     }
 

@@ -48,7 +48,11 @@ impl Queue {
                 Some(ContentPlace::File(name)) => {
                     let size = envelope.as_ref().map_or(0, |envelope| envelope.size);
                     let read = move |files: &crate::spool::content::ContentFiles| {
-                        files.open(&name, size).and_then(|mut file| file.read_piece(HEADERS_MAX)).ok().flatten()
+                        files
+                            .open(&name, size)
+                            .and_then(|mut file| file.read_piece(HEADERS_MAX))
+                            .ok()
+                            .flatten()
                     };
                     front.file_job(read).await.flatten().unwrap_or_default()
                 }

@@ -394,6 +394,7 @@ impl Queue {
             self.count_attempt(id, number);
             Outcome::Crashed
         } else {
+            self.parts.metrics.damaged_records.inc();
             Outcome::Damaged
         };
         self.count(id, number, outcome, cause.class);

@@ -368,7 +368,9 @@ async fn content_of_a_file_is_sent_in_pieces_and_read_anew_for_the_next_host() {
 #[actix_rt::test]
 async fn content_that_breaks_off_never_gets_a_final_dot() {
     let data = "C: MAIL\nC: RCPT\nC: DATA\nS: 250 ok|250 ok|354 go\nC: half\neof";
-    for (end, expected) in [("!", "deferred local 4.3.0 → untouched"), ("?", "damaged local 4.3.0 → untouched")] {
+    for (end, expected) in
+        [("!", "deferred local 4.3.0 → untouched"), ("?", "damaged local 4.3.0 → untouched")]
+    {
         let peer = Peer::new(&[&script(&[HELLO, data])]).await;
         let plan = Plan { content: Some(Pieces::new(b"half\r\n", end)), ..Plan::default() };
         let mut bench = Bench::with(&[peer.address], plan);

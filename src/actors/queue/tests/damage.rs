@@ -161,7 +161,10 @@ fn damaged_content_is_released_only_when_it_was_restored() {
         let done = decide(&world, id, QuarantineVerb::Release).await;
         assert_eq!(done, CommandResult::Done { recipients: 1, in_flight: 0 });
         sleep(HOUR).await;
-        assert_eq!((world.taken_by("ann@later.example").len(), world.taken_by("bob@good.example").len()), (1, 1));
+        assert_eq!(
+            (world.taken_by("ann@later.example").len(), world.taken_by("bob@good.example").len()),
+            (1, 1)
+        );
         world.check_idle().await;
         world.check_left("");
     });
@@ -225,7 +228,8 @@ fn keys_that_lead_to_nothing_do_not_stop_the_mail_behind_them() {
 #[test]
 fn unreadable_counters_are_counted_anew() {
     simulate(|| async {
-        let mut world = World::new(|one| if one.destination == "bad.example" { Answer::Crash } else { Answer::NoHost });
+        let mut world =
+            World::new(|one| if one.destination == "bad.example" { Answer::Crash } else { Answer::NoHost });
         for number in 0..300 {
             world.accept(&[&format!("u{number}@dead.example"), "ann@dead.example"]).await;
         }

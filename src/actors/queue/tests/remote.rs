@@ -230,13 +230,7 @@ impl Handler<Attempt> for Scripted {
     }
 }
 
-fn note_taken(
-    remote: &mut Remote,
-    content: &[u8],
-    attempt: &Attempt,
-    answers: &[(u16, Answer)],
-    at_s: u64,
-) {
+fn note_taken(remote: &mut Remote, content: &[u8], attempt: &Attempt, answers: &[(u16, Answer)], at_s: u64) {
     for (number, answer) in answers {
         if matches!(answer, Answer::Deliver | Answer::Slow(_) | Answer::TakeAndLose) {
             let to = attempt.envelope.recipients[usize::from(*number)].path.as_str().to_owned();
