@@ -15,14 +15,14 @@
 //! | S2 fresh | +E +C ?R -D -T -Q | the message, whose first attempt was not over; its id is not below [`Counters::unindexed_from`] of the last commit | the Queue looks through the ids from there on, in the background, and writes D and T: S3 |
 //! | S3 queued | +E +C ?R +D +T -Q | the message, each recipient as its last commit left it | nobody needs to: the Queue finds it by wake and due keys. What was in flight is tried again (promise P3 says when that doubles) |
 //! | S4 finished | -E ?C -R -D -T -Q | for large content a file that nothing names | the sweep, as for S1 |
-//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator; the sweep leaves its file alone |
+//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator: released once all of it can be read, its file included; the sweep leaves the file alone |
 //!
 //! ```text
 //! S0 ─ first byte of a large content ─► S1 ─ commit of PutMessage: the instant of the 250 ─► S2
 //! S2 ─ commit of its keys, when it leaves memory, waits for a later attempt or its first one takes long ─► S3
 //! S2, S3 ─ commit that settles the last recipient (with its DSN, if any, as a message in S2) ─► S4 ─ file removed ─► S0
 //! S5 ─ commit of Release with its keys ─► S3, or of Discard ─► S4
-//! S2, S3 ─ commit of Quarantine, when a record can't be read or an attempt crashed three times ─► S5
+//! S2, S3 ─ commit of Quarantine, when a record or the content is damaged or gone, or an attempt crashed three times ─► S5
 //! ```
 //!
 //! A small message goes from S0 to S2 and from S2 or S3 to S0 at once. One that finds no room in memory arrives in S3. Each arrow with a commit is one batch: after a crash it
@@ -31,6 +31,11 @@
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
 //! half allocated (made again at the next start), a wake key of a destination that has nothing due (the Queue, when that
 //! time comes), a new spool without its format record (it is written at the next start).
+//!
+//! What no crash leaves, but damage can: an unsettled recipient without its due key, a due key that leads to nothing, a message
+//! without deadline key, counters that are wrong (the patrol puts them right), counters that can't be read (the start writes a
+//! guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
+//! forgotten), a due key without its message (quarantined, so that the loss is seen).
 
 pub mod content;
 mod database;

@@ -179,10 +179,11 @@ impl Queue {
         }
         self.date(&found.undated);
         self.count_seen(&found.tallies, found.next);
-        self.patrol.stage = found.next.map_or(Stage::Keys(None), Stage::Messages);
+        // These are not among what was counted: so before they count as seen.
         for (id, reason) in found.damaged {
             self.quarantine(id, &reason);
         }
+        self.patrol.stage = found.next.map_or(Stage::Keys(None), Stage::Messages);
         if found.next.is_none() {
             self.compare_counters();
         }
