@@ -325,15 +325,19 @@ fn pairs<T: Tree, K, V>(
     Ok(entries)
 }
 
+/// Any record counts: of a message that lost its envelope the rest is still to be quarantined.
 pub(super) fn holds<T: Tree>(tree: &T, id: QueueId) -> Result<bool, SpoolError> {
-    let first = keys::chunk(keys::ENVELOPE, id, 0);
-    let places: [&[u8]; 3] = [&first, &keys::quarantined(&first), &keys::of_message(keys::REASON, id)];
-    for key in places {
-        if tree.get(key)?.is_some() {
-            return Ok(true);
+    let kinds = [keys::ENVELOPE, keys::STATE, keys::CONTENT].map(|kind| keys::of_message(kind, id));
+    let mut found = tree.get(&keys::of_message(keys::REASON, id))?.is_some();
+    for prefix in kinds.iter().flat_map(|key| [key.to_vec(), keys::quarantined(key)]) {
+        if !found {
+            tree.scan(&prefix, &keys::end_of(&prefix), &mut |_, _| {
+                found = true;
+                false
+            })?;
         }
     }
-    Ok(false)
+    Ok(found)
 }
 
 pub(super) fn counters<T: Tree>(tree: &T) -> Result<Counters, SpoolError> {

@@ -215,6 +215,7 @@ fn a_due_key_without_its_message_is_damaged<T: Tree + 'static>(spool: &Database<
     spool.commit(&arrival(&envelope)).expect("committed");
     let lost = keys::chunk(keys::ENVELOPE, id(1), 0);
     spool.tree.apply(vec![(lost[..].into(), None)]).expect("applied");
+    assert!(spool.holds(id(1)).expect("readable"), "its content is still here");
     let page = due(spool, "a.example", u64::MAX, 9);
     assert!(page.items.is_empty());
     assert_eq!(page.damaged, [(id(1), "its envelope is missing".to_owned())], "once, not for each key");
