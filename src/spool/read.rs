@@ -82,9 +82,8 @@ pub(super) fn due<T: Tree>(
                 messages.entry(key.id).or_insert(looked_up)
             }
         };
-        match message {
-            Some(message) => page.items.push((key, Some(message.clone()))),
-            None => {}
+        if let Some(message) = message {
+            page.items.push((key, Some(message.clone())));
         }
     }
     Ok(page)
