@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::admin::Health;
 use crate::metrics::Metrics;
 use crate::spool::front::Front;
-use crate::spool::space::{self, Bounds, Room, Space};
+use crate::spool::space::{self, Bounds, Room, Shortage, Space};
 use crate::spool::{Counters, SpoolError};
 
 /// How often it looks. Between two looks mail may take what `spool.min_free` leaves for that.
@@ -61,7 +61,8 @@ impl SpaceWatch {
         self.metrics.spool_free_bytes.set(space.free as f64);
         self.metrics.spool_usable_bytes.set(space.usable(held) as f64);
         let was_short = self.room.is_short();
-        let shortage = self.bounds.shortage(space, held, was_short);
+        let met_full = self.room.met_full().then_some(Shortage::Full);
+        let shortage = self.bounds.shortage(space, held, was_short).or(met_full);
         self.room.set_short(shortage.is_some());
         self.metrics.spool_short.set(i64::from(shortage.is_some()));
         match &shortage {
@@ -70,5 +71,35 @@ impl SpaceWatch {
             _ => {}
         }
         self.health.set(Health::SPACE, shortage.map(|why| why.to_string()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::memory::MemorySpool;
+
+    #[actix_rt::test]
+    async fn a_full_disk_that_content_met_shows_and_is_forgotten_after_a_while() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let watch = SpaceWatch {
+            front: Front::inline(Arc::new(MemorySpool::new())),
+            folder: folder.path().to_owned(),
+            bounds: Bounds { free: 0, inodes: 0, reserve: 0 },
+            room: Arc::default(),
+            health: Arc::new(Health::new()),
+            metrics: Metrics::new().expect("good metrics"),
+        };
+        watch.health.set(Health::STARTING, None);
+        assert!(watch.look().await && watch.health.ready().is_ok());
+        watch.room.note_full();
+        let mut looks = 0;
+        while watch.look().await && watch.room.is_short() {
+            looks += 1;
+            let reasons = watch.health.ready().expect_err("not ready");
+            assert!(reasons[0].contains("disk was full"), "{reasons:?}");
+        }
+        assert_eq!(looks, 20, "10 s");
+        assert!(watch.health.ready().is_ok());
     }
 }

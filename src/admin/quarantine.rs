@@ -29,13 +29,13 @@ pub(super) async fn show(
 ) -> Result<Json<QuarantineView>, Failure> {
     let id = queue_id(&id)?;
     let found = read(&context, move |spool| spool.in_quarantine(id)).await?.ok_or_else(|| unknown(id))?;
-    let Quarantined { reason, records, bytes, message, .. } = found;
+    let Quarantined { reason, records, bytes, message, obstacle, .. } = found;
     let none = |count| vec![None; count];
     let (message, unreadable) = match message {
         Ok(stored) => {
             let destinations = none(stored.states.len());
             let now_ms = context.clock.now_ms();
-            (Some(MessageView::new(&stored, &destinations, &InMemory::default(), now_ms)), None)
+            (Some(MessageView::new(&stored, &destinations, &InMemory::default(), now_ms)), obstacle)
         }
         Err(why) => (None, Some(why)),
     };

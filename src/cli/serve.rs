@@ -21,6 +21,11 @@ const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Runs the relay until SIGTERM or SIGINT, or until its spool fails.
 pub fn run(config: Config, source: Source) -> ExitCode {
+    // Before anything is opened: without files the rest can only fail in strange ways.
+    if let Err(error) = embed::enough_files(&config) {
+        complain(error);
+        return ExitCode::FAILURE;
+    }
     let problems = examine(&config, &source);
     for problem in &problems {
         complain(problem);

@@ -43,7 +43,7 @@ use crate::metrics::Metrics;
 use crate::smtp::address::{AddressError, ForwardPath, ReversePath};
 use crate::spool::SpoolError;
 use crate::tls::TlsClients;
-pub use start::{metrics, unavailable};
+pub use start::{enough_files, metrics, unavailable};
 
 /// How long the last commit may take after the drain time.
 const LAST_COMMIT: Duration = Duration::from_secs(5);

@@ -25,16 +25,40 @@ use crate::schedule::retry::RetryRules;
 use crate::spool::content::ContentFiles;
 use crate::spool::front::Front;
 use crate::spool::sled::SledSpool;
-use crate::spool::space::{Bounds, Room};
-use crate::spool::{Counters, Spool};
+use crate::spool::space::{Bounds, Room, is_full};
+use crate::spool::{Counters, Op, Spool, SpoolError};
 use crate::tls::TlsClients;
 
 /// Threads that read the spool, and as many that handle content files.
 const READERS: usize = 2;
+/// Messages in quarantine that are read at once when they are counted.
+const QUARANTINED_PAGE: usize = 1_000;
 /// Messages that may be between sessions and the spool.
 const MESSAGE_CREDITS: usize = 2_000;
 /// Content that may be between sessions and the spool, in KiB.
 const MEMORY_CREDITS: usize = 64 << 10;
+
+/// What the spool holds. Counters that can't be read must not stop the mail: they are counted anew.
+fn counters(spool: &dyn Spool, metrics: &Metrics) -> Result<Counters, SpoolError> {
+    let error = match spool.counters() {
+        Err(error @ SpoolError::Damaged { .. }) => error,
+        read => return read,
+    };
+    tracing::error!(%error, "the counters can't be read: they are counted anew, and all mail is looked through");
+    metrics.damaged_records.inc();
+    let (mut quarantined, mut last) = (0, None);
+    loop {
+        let page = spool.quarantined(last, QUARANTINED_PAGE)?;
+        quarantined += page.len() as u64;
+        match page.last() {
+            Some((id, _)) => last = Some(*id),
+            None => break,
+        }
+    }
+    let guess = Counters::guess(quarantined);
+    spool.commit(&[Op::Counters(guess)])?;
+    Ok(guess)
+}
 
 /// What all parts share.
 pub(super) struct Shared {
@@ -65,7 +89,7 @@ impl Shared {
         let maillog = MailLog::start(&config.log, extras.log, metrics.log_lines_dropped.clone())
             .map_err(system("can't start the log thread"))?;
         let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
-        let (counters, instance) = (spool.counters()?, spool.instance().to_owned());
+        let (counters, instance) = (counters(&spool, &metrics)?, spool.instance().to_owned());
         let files = spool.files();
         let front = Front::threaded(Arc::new(spool), Some(files), READERS)
             .map_err(system("can't start the spool's threads"))?;
@@ -202,7 +226,12 @@ impl Shared {
             writer.finish()
         };
         let gone = || Err(io::Error::other("the spool's threads are gone"));
-        let (name, size) = self.front.file_job(job).await.unwrap_or_else(gone)?;
+        let stored = self.front.file_job(job).await.unwrap_or_else(gone);
+        let (name, size) = stored.inspect_err(|error| {
+            if is_full(error) {
+                self.room.note_full();
+            }
+        })?;
         envelope.place = ContentPlace::File(name.clone());
         Ok(Content::File { name, size })
     }

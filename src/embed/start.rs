@@ -16,6 +16,9 @@ use crate::route::table::RouteTable;
 
 /// File descriptors for everything that is no connection: spool, content files, log, HTTP, DNS.
 const OTHER_FILES: u64 = 256;
+/// What a relay without connections has open, and what each thread of actors adds.
+const FILES_AT_LEAST: u64 = 48;
+const FILES_PER_THREAD: u64 = 8;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -34,8 +37,9 @@ impl Plan {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             StartError::Config(lines.join("\n"))
         })?;
+        let files = enough_files(config)?;
         let (sessions, connections) =
-            share(raise_file_limit(), config.limits.sessions as u64, config.delivery.connections as u64);
+            share(files, config.limits.sessions as u64, config.delivery.connections as u64);
         if sessions < config.limits.sessions || connections < config.delivery.connections {
             tracing::warn!(
                 sessions,
@@ -133,6 +137,28 @@ pub fn metrics(config: &Config) -> Result<Arc<Metrics>, StartError> {
     let patterns = config.routes.iter().flat_map(|route| route.domains.clone());
     Metrics::with_destinations(patterns.collect(), config.http.destination_labels)
         .map_err(|error| StartError::Config(error.to_string()))
+}
+
+/// Raises the limit on open files as far as the system lets it, and returns it.
+///
+/// # Errors
+/// It is too low for the relay itself, whatever few connections it serves.
+pub fn enough_files(config: &Config) -> Result<u64, StartError> {
+    let (files, needed) = (raise_file_limit(), own_files(config.server.workers));
+    if files >= needed {
+        return Ok(files);
+    }
+    Err(StartError::Config(format!(
+        "the limit on open files is {files}, and the relay needs {needed} for itself and more for connections: \
+         raise the limit (ulimit -n, LimitNOFILE=)"
+    )))
+}
+
+/// Files that the relay has open before its first connection, and a few to spare.
+fn own_files(workers: usize) -> u64 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if workers == 0 { cores } else { workers };
+    FILES_AT_LEAST + FILES_PER_THREAD * threads as u64
 }
 
 /// Raises the soft limit on open files to the hard one and returns it.

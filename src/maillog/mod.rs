@@ -151,6 +151,11 @@ impl MailLog {
         self.recipient("removed", line, None);
     }
 
+    /// A recipient went to quarantine with its message.
+    pub fn quarantined(&self, line: &RecipientLine<'_>) {
+        self.recipient("quarantined", line, None);
+    }
+
     /// The relay stopped while a remote owed its answer to the final dot: this recipient may get the mail twice.
     pub fn interrupted(&self, line: &RecipientLine<'_>) {
         self.recipient("interrupted", line, None);

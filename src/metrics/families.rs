@@ -28,11 +28,13 @@ pub enum Outcome {
     Busy,
     /// The delivery code panicked.
     Crashed,
+    /// The stored content is damaged or gone; the message goes to quarantine.
+    Damaged,
 }
 
 impl Outcome {
     /// Every outcome, in the order of declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Delivered,
         Self::Deferred,
         Self::Bounced,
@@ -42,6 +44,7 @@ impl Outcome {
         Self::Again,
         Self::Busy,
         Self::Crashed,
+        Self::Damaged,
     ];
 
     /// The word for labels and logs.
@@ -56,6 +59,7 @@ impl Outcome {
             Self::Again => "again",
             Self::Busy => "busy",
             Self::Crashed => "crashed",
+            Self::Damaged => "damaged",
         }
     }
 
@@ -69,6 +73,7 @@ impl Outcome {
             Self::Expired => class == C::Expired,
             Self::Removed => class == C::Operator,
             Self::Crashed => class == C::Crashed,
+            Self::Damaged => class == C::Local,
             Self::Interrupted | Self::Again | Self::Busy => false,
         }
     }

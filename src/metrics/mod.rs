@@ -152,8 +152,8 @@ metrics! {
     spool_failed: IntGauge = "posthaste_spool_failed";
     /// Records that could not be read; their messages are in quarantine. Worry when above 0: the disk lies.
     damaged_records: IntCounter = "posthaste_damaged_records_total";
-    /// Messages without due keys and wrong counters that the patrol found and put right. Worry when above 0: a bug, or a
-    /// disk that lies.
+    /// What the patrol found and put right: messages without due or deadline keys, keys that led to nothing, wrong
+    /// counters. Worry when above 0: a bug, or a disk that lies.
     patrol_repairs: IntCounter = "posthaste_patrol_repairs_total";
     /// Free bytes of the file system that holds the spool, as of the last look. Worry below a few times the daily
     /// volume of mail.

@@ -43,12 +43,34 @@ impl ContentFiles {
         })
     }
 
-    /// Opens a finished file for reading.
+    /// Opens a finished file for reading. It must have exactly `size` bytes, those of its envelope.
     ///
     /// # Errors
-    /// The system's, and `InvalidInput` for a name that is no content file's.
-    pub fn open(&self, name: &str) -> io::Result<ContentFile> {
-        Ok(ContentFile { file: File::open(self.path(name)?)? })
+    /// [`SpoolError::Damaged`] for a file that is missing or has another length, and for a name that is no content file's;
+    /// [`SpoolError::Io`] when it can't be read now.
+    pub fn open(&self, name: &str, size: u64) -> Result<ContentFile, SpoolError> {
+        let path = self.path(name).map_err(|error| damaged(name, &error.to_string()))?;
+        let found = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (length, file) = found.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => damaged(name, "it is missing"),
+            _ => unreadable(&path, error),
+        })?;
+        match wrong_length(length, size) {
+            Some(why) => Err(damaged(name, &why)),
+            None => Ok(ContentFile { file, path, name: name.to_owned(), size, left: size }),
+        }
+    }
+
+    /// What stands in the way of delivering a message with this file; `None` when nothing does.
+    ///
+    /// # Errors
+    /// The system's: then nobody knows.
+    pub fn obstacle(&self, name: &str, size: u64) -> Result<Option<String>, SpoolError> {
+        match self.open(name, size) {
+            Ok(_) => Ok(None),
+            Err(SpoolError::Damaged { what, reason }) => Ok(Some(format!("{what}: {reason}"))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes a file; one that is gone already is fine.
@@ -96,6 +118,20 @@ impl ContentFiles {
             None => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no content file"))),
         }
     }
+}
+
+fn damaged(name: &str, reason: &str) -> SpoolError {
+    SpoolError::Damaged { what: format!("content file {name}"), reason: reason.to_owned() }
+}
+
+fn unreadable(path: &Path, source: io::Error) -> SpoolError {
+    let what = "can't read the content of a message; check the disk and the file's permissions".to_owned();
+    SpoolError::Io { path: path.to_owned(), what, source }
+}
+
+/// What is wrong with content of this length.
+pub(crate) fn wrong_length(found: u64, size: u64) -> Option<String> {
+    (found != size).then(|| format!("it has {found} bytes instead of {size}"))
 }
 
 fn parse_name(name: &str) -> Option<(QueueId, &str)> {
@@ -162,25 +198,34 @@ impl Drop for ContentWriter {
 #[derive(Debug)]
 pub struct ContentFile {
     file: File,
+    path: PathBuf,
+    name: String,
+    size: u64,
+    left: u64,
 }
 
 impl ContentFile {
-    /// The next bytes, at most `max`; `None` at the end.
+    /// The next bytes, at most `max`; `None` after the last one of the file's size.
     ///
     /// # Errors
-    /// The system's.
-    pub fn read_piece(&mut self, max: usize) -> io::Result<Option<Bytes>> {
-        let mut piece = BytesMut::zeroed(max);
+    /// [`SpoolError::Damaged`] when the file ends early; [`SpoolError::Io`] when it can't be read now.
+    pub fn read_piece(&mut self, max: usize) -> Result<Option<Bytes>, SpoolError> {
+        let wanted = max.min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let mut piece = BytesMut::zeroed(wanted);
         let mut filled = 0;
-        while filled < max {
+        while filled < wanted {
             match self.file.read(&mut piece[filled..]) {
-                Ok(0) => break,
+                Ok(0) => {
+                    let found = self.size - self.left + filled as u64;
+                    let why = wrong_length(found, self.size).unwrap_or_default();
+                    return Err(damaged(&self.name, &why));
+                }
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(unreadable(&self.path, error)),
             }
         }
-        piece.truncate(filled);
+        self.left -= filled as u64;
         Ok((filled > 0).then(|| piece.freeze()))
     }
 }
@@ -210,13 +255,57 @@ mod tests {
         let (name, size) = writer.finish().expect("finished");
         assert_eq!((name.as_str(), size), (format!("{}.run1", id(1)).as_str(), 11));
         assert!(sync::other_syncs() >= before + 2, "the file and its folder");
-        let mut file = files.open(&name).expect("opens");
+        let mut file = files.open(&name, size).expect("opens");
         for piece in [&b"hell"[..], b"o wo", b"rld"] {
             assert_eq!(file.read_piece(4).expect("read").as_deref(), Some(piece));
         }
         assert_eq!(file.read_piece(4).expect("read"), None);
         files.remove(&name).and_then(|()| files.remove(&name)).expect("twice is fine");
         assert_eq!(names(&files), 0);
+    }
+
+    fn finished(files: &ContentFiles, content: &[u8]) -> (String, u64) {
+        let mut writer = files.create(id(1), "run1").expect("a file");
+        writer.write(content).expect("written");
+        writer.finish().expect("finished")
+    }
+
+    #[test]
+    fn a_file_that_is_missing_or_of_another_length_is_damaged() {
+        let (_folder, files) = files();
+        let (name, size) = finished(&files, b"hello world");
+        for wrong in [0, 10, 12] {
+            let refused = files.open(&name, wrong).expect_err("another length").to_string();
+            assert!(refused.contains(&format!("it has 11 bytes instead of {wrong}")), "{refused}");
+        }
+        assert_eq!(files.obstacle(&name, size).expect("readable"), None);
+        files.remove(&name).expect("removed");
+        assert!(matches!(files.open(&name, size), Err(SpoolError::Damaged { .. })));
+        let obstacle = files.obstacle(&name, size).expect("told").expect("one");
+        assert!(obstacle.contains(&name) && obstacle.contains("missing"), "{obstacle}");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_does_not_look_whole() {
+        let (_folder, files) = files();
+        let (name, size) = finished(&files, b"hello world");
+        let mut file = files.open(&name, size).expect("opens");
+        assert_eq!(file.read_piece(5).expect("read").as_deref(), Some(&b"hello"[..]));
+        let cut = OpenOptions::new().write(true).open(files.folder().join(&name)).expect("opens");
+        cut.set_len(8).expect("cut");
+        let refused = file.read_piece(99).expect_err("cut").to_string();
+        assert!(refused.contains("it has 8 bytes instead of 11"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_file_got_behind_its_size_is_never_read() {
+        let (_folder, files) = files();
+        let (name, size) = finished(&files, b"hello");
+        let mut file = files.open(&name, size).expect("opens");
+        let longer = OpenOptions::new().append(true).open(files.folder().join(&name));
+        longer.and_then(|mut file| file.write_all(b" world")).expect("written");
+        assert_eq!(file.read_piece(99).expect("read").as_deref(), Some(&b"hello"[..]));
+        assert_eq!(file.read_piece(99).expect("read"), None);
     }
 
     #[test]
@@ -233,8 +322,8 @@ mod tests {
         let (_folder, files) = files();
         let id = id(1);
         for name in ["../db", "db", "", &format!("{id}."), &format!("{id}./../db"), &format!("{id}.a/b")] {
-            let error = files.open(name).map(drop).expect_err(name);
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");
+            let refused = files.open(name, 0).map(drop).expect_err(name);
+            assert!(matches!(refused, SpoolError::Damaged { .. }), "{name}");
             assert!(files.remove(name).is_err(), "{name}");
         }
     }
@@ -250,6 +339,6 @@ mod tests {
         fs::write(files.folder().join("not.ours"), b"").expect("written");
         assert_eq!(files.sweep(&spool, "now").expect("swept"), 1);
         assert_eq!(names(&files), 3);
-        assert!(files.open(&format!("{}.old", id(2))).is_err());
+        assert!(files.open(&format!("{}.old", id(2)), 0).is_err());
     }
 }

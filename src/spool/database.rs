@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use sled::IVec;
 
+use super::content::ContentFiles;
 use super::{
-    Counters, DestinationRecord, DuePage, Migration, Op, Patrolled, Quarantined, Spool, SpoolError, Survey,
-    Waiting, migrate, quarantine, read, write,
+    Counters, Deadlines, DestinationRecord, DueKey, DuePage, Migration, Op, Patrolled, Quarantined, Spool,
+    SpoolError, Strays, Survey, Waiting, migrate, patrol, quarantine, read, write,
 };
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -22,8 +23,8 @@ pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
 /// An ordered map of bytes. Reads may run on any thread while one thread applies changes; each single read sees
 /// all of a batch or nothing of it, several reads in a row may not.
 pub trait Tree: Send + Sync {
-    /// Whether content may lie in files beside the tree.
-    const FILES: bool;
+    /// The content files beside the tree, if it has any.
+    fn files(&self) -> Option<ContentFiles>;
 
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError>;
@@ -84,8 +85,17 @@ impl<T: Tree + 'static> Spool for Database<T> {
         read::survey(&self.tree, from, limit)
     }
 
-    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
-        read::patrol(&self.tree, from, limit)
+    fn patrol(
+        &self,
+        from: QueueId,
+        limit: usize,
+        deadlines: &Deadlines<'_>,
+    ) -> Result<Patrolled, SpoolError> {
+        patrol::messages(&self.tree, from, limit, deadlines)
+    }
+
+    fn strays(&self, after: Option<&DueKey>, limit: usize) -> Result<Strays, SpoolError> {
+        patrol::strays(&self.tree, after, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

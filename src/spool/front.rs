@@ -143,24 +143,16 @@ impl Front {
         }
     }
 
-    /// Runs `job` on a thread for reads, then `done` there. Never blocks, so callers bound how much they ask for.
-    /// A job that panics, or comes after [`Front::close`], is never done: `done` is dropped.
+    /// Runs `job` on a thread for reads, then `done` there, with [`SpoolError::Failed`] when the job panicked: who waits
+    /// must not wait for ever. Never blocks, so callers bound how much they ask for. After [`Front::close`] nothing is
+    /// read any more, and `done` is dropped.
     pub fn read<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&dyn Spool) -> T + Send + 'static,
-        done: impl FnOnce(T) + Send + 'static,
+        job: impl FnOnce(&dyn Spool) -> Result<T, SpoolError> + Send + 'static,
+        done: impl FnOnce(Result<T, SpoolError>) + Send + 'static,
     ) {
-        let spool = self.inner.spool.clone();
-        #[cfg(test)]
-        if let Some(hands) = &self.inner.hands {
-            let result = job(&*spool);
-            return hands.read(Box::new(move || done(result)));
-        }
-        let work = move || done(job(&*spool));
-        match &self.inner.threads {
-            Some(threads) => threads.reads.run(Box::new(work)),
-            None => work(),
-        }
+        let panicked = || Err(SpoolError::Failed("a read panicked; this is a bug of the relay".to_owned()));
+        self.do_read(job, move |result| done(result.unwrap_or_else(panicked)));
     }
 
     /// As [`Front::read`], for async callers. `None` when the job panicked or the pool is gone.
@@ -169,8 +161,31 @@ impl Front {
         job: impl FnOnce(&dyn Spool) -> T + Send + 'static,
     ) -> Option<T> {
         let (answer, answered) = oneshot::channel();
-        self.read(job, |result| drop(answer.send(result)));
-        answered.await.ok()
+        self.do_read(job, |result| drop(answer.send(result)));
+        answered.await.ok().flatten()
+    }
+
+    /// `done` gets `None` when the job panicked.
+    fn do_read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&dyn Spool) -> T + Send + 'static,
+        done: impl FnOnce(Option<T>) + Send + 'static,
+    ) {
+        let spool = self.inner.spool.clone();
+        let job = move || {
+            let result = catch_unwind(AssertUnwindSafe(|| job(&*spool)));
+            result.inspect_err(|_| tracing::error!("a read of the spool panicked")).ok()
+        };
+        #[cfg(test)]
+        if let Some(hands) = &self.inner.hands {
+            let result = job();
+            return hands.read(Box::new(move || done(result)));
+        }
+        let work = move || done(job());
+        match &self.inner.threads {
+            Some(threads) => threads.reads.run(Box::new(work)),
+            None => work(),
+        }
     }
 
     /// Runs `job` on a thread for content files. `None` when it panicked, the pool is gone, or there are no files.

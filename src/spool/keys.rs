@@ -83,6 +83,11 @@ pub(super) fn deadline(at_ms: u64, id: QueueId) -> Vec<u8> {
     timed(DEADLINE, at_ms, id.as_bytes())
 }
 
+/// What all deadline keys of this time start with.
+pub(super) fn deadlines_at(at_ms: u64) -> Vec<u8> {
+    timed(DEADLINE, at_ms, &[])
+}
+
 fn timed(prefix: u8, at_ms: u64, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(9 + rest.len());
     key.push(prefix);
@@ -115,10 +120,11 @@ pub(super) fn read_due(key: &[u8]) -> Option<(u64, QueueId, u16)> {
     Some((u64::from_be_bytes(*due_ms), QueueId::from_bytes(*id), u16::from_be_bytes(number.try_into().ok()?)))
 }
 
-/// The destination of a due key.
-pub(super) fn read_due_destination(key: &[u8]) -> Option<Domain> {
-    let name = key.get(1..key.len().checked_sub(DUE_TAIL + 1)?)?;
-    read_domain(name)
+/// A due key with its destination; `None` when it was never written so.
+pub(super) fn read_due_key(key: &[u8]) -> Option<DueKey> {
+    let (due_ms, id, number) = read_due(key)?;
+    let name = key[..key.len() - DUE_TAIL].strip_prefix(&[DUE])?.strip_suffix(&[0])?;
+    Some(DueKey { destination: read_domain(name)?, due_ms, id, number })
 }
 
 pub(super) fn read_wake(key: &[u8]) -> Option<(u64, Domain)> {
@@ -170,6 +176,8 @@ pub(super) fn after(mut key: Vec<u8>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ID: QueueId = QueueId::from_bytes([0xab; 16]);
@@ -187,8 +195,11 @@ mod tests {
         assert_eq!(key, golden);
         assert_eq!(read_due(&key), Some((0x0102, ID, 0x0304)));
         assert_eq!(read_due(b"d"), None);
-        assert_eq!(read_due_destination(&key), Some(domain("a.example")));
-        assert_eq!(read_due_destination(b"d"), None);
+        let read = read_due_key(&key).expect("one");
+        assert_eq!(
+            (read.destination, read.due_ms, read.id, read.number),
+            (domain("a.example"), 0x0102, ID, 0x0304)
+        );
     }
 
     #[test]
@@ -199,6 +210,14 @@ mod tests {
         assert_eq!(read_id(&chunk(CONTENT, ID, 9)), Some(ID));
         assert_eq!(read_number(&state(ID, 513)), Some(513));
         assert_eq!(read_wake(b"w\0\0\0\0\0\0\0\0UPPER"), None, "never written so");
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_read_as_keys_without_a_panic(key in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = (read_due(&key), read_due_key(&key), read_wake(&key), read_deadline(&key));
+            let _ = (read_destination(&key), read_id(&key), read_number(&key));
+        }
     }
 
     #[test]

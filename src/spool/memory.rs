@@ -7,6 +7,7 @@ use std::sync::{PoisonError, RwLock};
 use sled::IVec;
 
 use super::SpoolError;
+use super::content::ContentFiles;
 use super::database::{Change, Database, Tree, Visit};
 
 /// A spool in memory. It knows no content files: give it [`Content::Memory`](crate::mail::envelope::Content) only.
@@ -25,12 +26,20 @@ impl MemorySpool {
         map.keys().map(|key| key.to_vec()).collect()
     }
 
+    /// Damages the first record whose key starts so.
+    #[cfg(test)]
+    pub(crate) fn damage(&self, prefix: &[u8], how: super::record::Damage) {
+        let mut map = self.tree.map.write().unwrap_or_else(PoisonError::into_inner);
+        let found = map.iter_mut().find(|(key, _)| key.starts_with(prefix));
+        let (_, record) = found.expect("a record to damage");
+        *record = how.of(record);
+    }
+
     /// Damages the envelope of a message.
     #[cfg(test)]
     pub(crate) fn spoil(&self, id: crate::mail::id::QueueId) {
-        let key = super::keys::chunk(super::keys::ENVELOPE, id, 0);
-        let mut map = self.tree.map.write().unwrap_or_else(PoisonError::into_inner);
-        map.insert(key[..].into(), b"?"[..].into());
+        let key = super::keys::of_message(super::keys::ENVELOPE, id);
+        self.damage(&key, super::record::Damage::Checksum);
     }
 }
 
@@ -41,7 +50,9 @@ pub struct MemoryTree {
 }
 
 impl Tree for MemoryTree {
-    const FILES: bool = false;
+    fn files(&self) -> Option<ContentFiles> {
+        None
+    }
 
     fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
         Ok(self.map.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned())

@@ -15,14 +15,14 @@
 //! | S2 fresh | +E +C ?R -D -T -Q | the message, whose first attempt was not over; its id is not below [`Counters::unindexed_from`] of the last commit | the Queue looks through the ids from there on, in the background, and writes D and T: S3 |
 //! | S3 queued | +E +C ?R +D +T -Q | the message, each recipient as its last commit left it | nobody needs to: the Queue finds it by wake and due keys. What was in flight is tried again (promise P3 says when that doubles) |
 //! | S4 finished | -E ?C -R -D -T -Q | for large content a file that nothing names | the sweep, as for S1 |
-//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator; the sweep leaves its file alone |
+//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator: released once all of it can be read, its file included; the sweep leaves the file alone |
 //!
 //! ```text
 //! S0 ─ first byte of a large content ─► S1 ─ commit of PutMessage: the instant of the 250 ─► S2
 //! S2 ─ commit of its keys, when it leaves memory, waits for a later attempt or its first one takes long ─► S3
 //! S2, S3 ─ commit that settles the last recipient (with its DSN, if any, as a message in S2) ─► S4 ─ file removed ─► S0
 //! S5 ─ commit of Release with its keys ─► S3, or of Discard ─► S4
-//! S2, S3 ─ commit of Quarantine, when a record can't be read or an attempt crashed three times ─► S5
+//! S2, S3 ─ commit of Quarantine, when a record or the content is damaged or gone, or an attempt crashed three times ─► S5
 //! ```
 //!
 //! A small message goes from S0 to S2 and from S2 or S3 to S0 at once. One that finds no room in memory arrives in S3. Each arrow with a commit is one batch: after a crash it
@@ -32,6 +32,11 @@
 //! half allocated (made again at the next start), a wake key of a destination that has nothing due (the Queue, when that
 //! time comes), a new spool without its format record (it is written at the next start), records of an older format beside the
 //! mark of a migration (the next start goes on where it was).
+//!
+//! What no crash leaves, but damage can: an unsettled recipient without its due key, a due key that leads to nothing, a message
+//! without deadline key, counters that are wrong (the patrol puts them right), counters that can't be read (the start writes a
+//! guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
+//! forgotten), a due key without its message (quarantined, so that the loss is seen).
 
 pub mod content;
 mod database;
@@ -39,6 +44,7 @@ pub mod front;
 mod keys;
 pub mod memory;
 mod migrate;
+mod patrol;
 mod quarantine;
 mod read;
 mod record;
@@ -55,6 +61,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use self::patrol::{Deadlines, due_time, is_due_key_of};
+#[cfg(test)]
+pub(crate) use self::record::Damage;
 use crate::mail::envelope::{Content, Envelope, LastReply, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
@@ -187,17 +196,57 @@ pub struct Counters {
     pub held: u64,
 }
 
+impl Counters {
+    /// Counters of a spool whose record of them can't be read: nothing is known but what is in quarantine. All messages
+    /// are looked through as after a crash, and then counted.
+    pub fn guess(quarantined: u64) -> Self {
+        let unindexed_from = Some(QueueId::from_bytes([0; 16]));
+        Self { quarantined, unindexed_from, ..Self::default() }
+    }
+
+    /// Whether they are such.
+    pub fn is_guess(&self) -> bool {
+        self.unindexed_from == Self::guess(0).unindexed_from
+    }
+}
+
+/// What a message adds to the [`Counters`], beside itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Unsettled recipients.
+    pub recipients: u64,
+    /// Content bytes.
+    pub bytes: u64,
+    /// Content bytes in the tree.
+    pub tree_bytes: u64,
+    /// Unsettled recipients on hold.
+    pub held: u64,
+}
+
 /// What a look through some messages found.
 #[derive(Debug, Default)]
 pub struct Patrolled {
-    /// Messages of which an unsettled recipient has no due key.
+    /// Messages of which a recipient has no due key and should have one.
     pub lacking: Vec<StoredMessage>,
+    /// Other messages that have no deadline key.
+    pub undated: Vec<StoredMessage>,
     /// Messages that can't be read, and why.
     pub damaged: Vec<(QueueId, String)>,
-    /// What those looked at count.
-    pub counted: Counters,
+    /// What each that was looked at counts.
+    pub tallies: Vec<(QueueId, Tally)>,
     /// Where the next look begins; `None` when this one reached the end.
     pub next: Option<QueueId>,
+}
+
+/// What a look through some due keys found.
+#[derive(Debug, Default)]
+pub struct Strays {
+    /// Keys of no recipient, of a settled one, or of one that is due at another time.
+    pub keys: Vec<DueKey>,
+    /// Messages that can't be read, and why.
+    pub damaged: Vec<(QueueId, String)>,
+    /// After which key the next look begins; `None` when this one reached the end.
+    pub next: Option<DueKey>,
 }
 
 /// A message in quarantine.
@@ -213,6 +262,8 @@ pub struct Quarantined {
     pub bytes: u64,
     /// What can be read of it: the message, or what stands in the way.
     pub message: Result<StoredMessage, String>,
+    /// What is wrong with its content, if anything is.
+    pub obstacle: Option<String>,
 }
 
 /// Messages in order of id.
@@ -277,8 +328,18 @@ pub trait Spool: Send + Sync + 'static {
     /// At most `limit` messages with ids from `from` on, in order of id.
     fn survey(&self, from: QueueId, limit: usize) -> Result<Survey, SpoolError>;
 
-    /// Looks at no more than `limit` messages with ids from `from` on, in order of id: do they have their due keys?
-    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError>;
+    /// Looks at no more than `limit` messages with ids from `from` on, in order of id: do they have their keys?
+    ///
+    /// # Errors
+    /// As for any read.
+    fn patrol(&self, from: QueueId, limit: usize, deadlines: &Deadlines<'_>)
+    -> Result<Patrolled, SpoolError>;
+
+    /// Looks at no more than `limit` due keys after `after`: has each of them its recipient?
+    ///
+    /// # Errors
+    /// As for any read.
+    fn strays(&self, after: Option<&DueKey>, limit: usize) -> Result<Strays, SpoolError>;
 
     /// The content of a message that lies in the database ([`crate::mail::envelope::ContentPlace::Database`]).
     ///
@@ -403,6 +464,9 @@ pub enum SpoolError {
     /// A commit failed before, or the spool was closed: nothing more is written.
     #[error("the spool takes no more changes: {0}; start posthaste again, nothing that was accepted is lost")]
     Closed(String),
+    /// A job of the spool's threads was not done: it panicked, or the relay stops.
+    #[error("the spool's threads did not do their work: {0}")]
+    Failed(String),
     /// Writes are not made durable here.
     #[error(
         "spool {0}: this system does not sync writes to the device, so no mail can be accepted safely: {1}"

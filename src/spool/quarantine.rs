@@ -2,10 +2,11 @@
 
 use sled::IVec;
 
+use super::content::{ContentFiles, wrong_length};
 use super::database::{Change, Tree, Visit};
 use super::write::Changes;
 use super::{Quarantined, SpoolError, keys, read, record};
-use crate::mail::envelope::ContentPlace;
+use crate::mail::envelope::{ContentPlace, Envelope};
 use crate::mail::id::QueueId;
 
 /// The kinds of records that a message consists of.
@@ -60,8 +61,7 @@ fn take_out<T: Tree>(
 /// What is known of a message in quarantine.
 pub(super) fn message<T: Tree>(tree: &T, id: QueueId) -> Result<Option<Quarantined>, SpoolError> {
     let Some(reason) = tree.get(&keys::of_message(keys::REASON, id))? else { return Ok(None) };
-    let reason =
-        record::read_reason(&reason).unwrap_or_else(|error| format!("its reason can't be read: {error}"));
+    let reason = read::reason(&reason);
     let (mut records, mut bytes) = (0, 0);
     for kind in KINDS {
         let prefix = keys::quarantined(&keys::of_message(kind, id));
@@ -71,30 +71,31 @@ pub(super) fn message<T: Tree>(tree: &T, id: QueueId) -> Result<Option<Quarantin
             true
         })?;
     }
-    Ok(Some(Quarantined { id, reason, records, bytes, message: readable(&Shelf(tree), id)? }))
-}
-
-/// The message, if it could be delivered as it is.
-fn readable<T: Tree>(
-    shelf: &Shelf<'_, T>,
-    id: QueueId,
-) -> Result<Result<crate::mail::envelope::StoredMessage, String>, SpoolError> {
-    let found = match read::message(shelf, id) {
-        Ok(Some(found)) => found,
-        Ok(None) => return Ok(Err("its envelope is missing".to_owned())),
-        Err(error @ SpoolError::Damaged { .. }) => return Ok(Err(error.to_string())),
+    let shelf = Shelf(tree);
+    let (message, obstacle) = match read::message(&shelf, id) {
+        Ok(Some(found)) => {
+            let obstacle = obstacle(&shelf, &found.envelope)?;
+            (Ok(found), obstacle)
+        }
+        Ok(None) => (Err("its envelope is missing".to_owned()), None),
+        Err(error @ SpoolError::Damaged { .. }) => (Err(error.to_string()), None),
         Err(error) => return Err(error),
     };
-    if found.envelope.place != ContentPlace::Database {
-        return Ok(Ok(found));
-    }
-    match read::content(shelf, id) {
-        Ok(content) if content.len() as u64 == found.envelope.size => Ok(Ok(found)),
-        Ok(content) => {
-            Ok(Err(format!("its content has {} bytes instead of {}", content.len(), found.envelope.size)))
-        }
-        Err(error @ SpoolError::Damaged { .. }) => Ok(Err(error.to_string())),
-        Err(error) => Err(error),
+    Ok(Some(Quarantined { id, reason, records, bytes, message, obstacle }))
+}
+
+/// What is wrong with the content of a message, if anything is.
+fn obstacle<T: Tree>(shelf: &Shelf<'_, T>, envelope: &Envelope) -> Result<Option<String>, SpoolError> {
+    match &envelope.place {
+        ContentPlace::File(name) => match shelf.0.files() {
+            Some(files) => files.obstacle(name, envelope.size),
+            None => Ok(Some("its content is in a file, and this spool has none".to_owned())),
+        },
+        ContentPlace::Database => match read::content(shelf, envelope.id) {
+            Ok(content) => Ok(wrong_length(content.len() as u64, envelope.size)),
+            Err(error @ SpoolError::Damaged { .. }) => Ok(Some(error.to_string())),
+            Err(error) => Err(error),
+        },
     }
 }
 
@@ -102,7 +103,9 @@ fn readable<T: Tree>(
 struct Shelf<'a, T>(&'a T);
 
 impl<T: Tree> Tree for Shelf<'_, T> {
-    const FILES: bool = T::FILES;
+    fn files(&self) -> Option<ContentFiles> {
+        self.0.files()
+    }
 
     fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
         self.0.get(&keys::quarantined(key))

@@ -8,10 +8,8 @@ use sled::IVec;
 
 use super::database::Tree;
 use super::record::{self, Kind, Unreadable};
-use super::{
-    COUNTED_MAX, Counters, DestinationRecord, DueKey, DuePage, Patrolled, SpoolError, Survey, Waiting, keys,
-};
-use crate::mail::envelope::{ContentPlace, Envelope, RecipientState, StoredMessage};
+use super::{COUNTED_MAX, Counters, DestinationRecord, DueKey, DuePage, SpoolError, Survey, Waiting, keys};
+use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 
@@ -84,14 +82,8 @@ pub(super) fn due<T: Tree>(
                 messages.entry(key.id).or_insert(looked_up)
             }
         };
-        match message {
-            Some(message) if usize::from(key.number) < message.states.len() => {
-                page.items.push((key, Some(message.clone())));
-            }
-            Some(_) if page.damaged.iter().all(|(id, _)| *id != key.id) => {
-                page.damaged.push((key.id, format!("it has no recipient number {}", key.number)));
-            }
-            _ => {}
+        if let Some(message) = message {
+            page.items.push((key, Some(message.clone())));
         }
     }
     Ok(page)
@@ -99,7 +91,7 @@ pub(super) fn due<T: Tree>(
 
 /// The message of a due key. One that is not there was either removed since the key was read, together with the
 /// key, or is damaged.
-fn look_up<T: Tree>(
+pub(super) fn look_up<T: Tree>(
     tree: &T,
     key: &DueKey,
     damaged: &mut Vec<(QueueId, String)>,
@@ -211,38 +203,6 @@ pub(super) fn survey<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<S
     Ok(survey)
 }
 
-pub(super) fn patrol<T: Tree>(tree: &T, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
-    let Survey { messages, damaged, next } = survey(tree, from, limit)?;
-    let mut found = Patrolled { damaged, next, ..Patrolled::default() };
-    for stored in messages {
-        let envelope = &stored.envelope;
-        let (mut waiting, mut lacks) = (0, false);
-        for (number, (recipient, state)) in (0..).zip(envelope.recipients.iter().zip(&stored.states)) {
-            if state.status.is_settled() {
-                continue;
-            }
-            waiting += 1;
-            if state.held {
-                found.counted.held += 1;
-                continue;
-            }
-            let (destination, due_ms) = (recipient.destination.clone(), state.due_ms);
-            let key = keys::due(&DueKey { destination, due_ms, id: envelope.id, number });
-            lacks = lacks || tree.get(&key)?.is_none();
-        }
-        found.counted.messages += 1;
-        found.counted.recipients += waiting;
-        found.counted.bytes += envelope.size;
-        if envelope.place == ContentPlace::Database {
-            found.counted.tree_bytes += envelope.size;
-        }
-        if lacks {
-            found.lacking.push(stored);
-        }
-    }
-    Ok(found)
-}
-
 /// Up to `limit` ids above `after` that have keys with this prefix.
 fn ids<T: Tree>(
     tree: &T,
@@ -342,7 +302,7 @@ pub(super) fn queued<T: Tree>(
             false
         })?;
         let Some(first) = first else { break };
-        let Some(destination) = keys::read_due_destination(&first) else {
+        let Some(destination) = keys::read_due_key(&first).map(|key| key.destination) else {
             from = keys::after(first);
             continue;
         };
@@ -368,7 +328,14 @@ pub(super) fn quarantined<T: Tree>(
     limit: usize,
 ) -> Result<Vec<(QueueId, String)>, SpoolError> {
     let after = after.map(|id| keys::of_message(keys::REASON, id).to_vec());
-    pairs(tree, keys::REASON, after, limit, keys::read_id, record::read_reason)
+    // A message must not be lost from sight because the reason can't be read.
+    let reason_of = |record: &[u8]| Ok(reason(record));
+    pairs(tree, keys::REASON, after, limit, keys::read_id, reason_of)
+}
+
+/// Why a message is in quarantine.
+pub(super) fn reason(record: &[u8]) -> String {
+    record::read_reason(record).unwrap_or_else(|error| format!("its reason can't be read: {error}"))
 }
 
 /// Up to `limit` keys and records after the key `after`; what can't be read is left out.
@@ -391,15 +358,19 @@ fn pairs<T: Tree, K, V>(
     Ok(entries)
 }
 
+/// Any record counts: of a message that lost its envelope the rest is still to be quarantined.
 pub(super) fn holds<T: Tree>(tree: &T, id: QueueId) -> Result<bool, SpoolError> {
-    let first = keys::chunk(keys::ENVELOPE, id, 0);
-    let places: [&[u8]; 3] = [&first, &keys::quarantined(&first), &keys::of_message(keys::REASON, id)];
-    for key in places {
-        if tree.get(key)?.is_some() {
-            return Ok(true);
+    let kinds = [keys::ENVELOPE, keys::STATE, keys::CONTENT].map(|kind| keys::of_message(kind, id));
+    let mut found = tree.get(&keys::of_message(keys::REASON, id))?.is_some();
+    for prefix in kinds.iter().flat_map(|key| [key.to_vec(), keys::quarantined(key)]) {
+        if !found {
+            tree.scan(&prefix, &keys::end_of(&prefix), &mut |_, _| {
+                found = true;
+                false
+            })?;
         }
     }
-    Ok(false)
+    Ok(found)
 }
 
 pub(super) fn counters<T: Tree>(tree: &T) -> Result<Counters, SpoolError> {

@@ -320,5 +320,38 @@ pub(super) fn of_format_1(record: &[u8], added: usize) -> IVec {
     seal_as(record[0], 1, record[..record.len() - added].to_vec()).into()
 }
 
+/// What can be wrong with a record.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Damage {
+    Checksum,
+    Kind,
+    Version,
+}
+
+#[cfg(test)]
+impl Damage {
+    pub(crate) const ALL: [Self; 3] = [Self::Checksum, Self::Kind, Self::Version];
+
+    /// The record with this damage. Kind and version are under a good checksum.
+    pub(super) fn of(self, record: &[u8]) -> IVec {
+        let mut bytes = record.to_vec();
+        match self {
+            Self::Checksum => {
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+            }
+            Self::Kind => bytes[0] = 99,
+            Self::Version => bytes[1] = 99,
+        }
+        if !matches!(self, Self::Checksum) {
+            let crc = checksum(&bytes[..2], &bytes[HEADER..]);
+            bytes[2..HEADER].copy_from_slice(&crc.to_le_bytes());
+        }
+        bytes.into()
+    }
+}
+
 #[cfg(test)]
 mod tests;

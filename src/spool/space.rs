@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::errno::Errno;
 
@@ -22,6 +22,8 @@ const FILE_PER_LIVE: f64 = 1.6;
 const BYTES_PER_MESSAGE: u64 = 1_024;
 /// Once short, that much more than the bound must be there before mail is taken again.
 const COME_BACK: f64 = 1.1;
+/// For so many looks (10 s) no mail is taken after content met a full disk; then it is tried again.
+const FULL_LOOKS: u32 = 20;
 
 /// What is left of the spool's file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +114,8 @@ pub enum Shortage {
     },
     /// The reserve was used and can't be set aside again yet.
     Reserve,
+    /// The content of a message met a full disk, or the end of a quota, a moment ago.
+    Full,
 }
 
 impl fmt::Display for Shortage {
@@ -130,6 +134,9 @@ impl fmt::Display for Shortage {
             Self::Reserve => f.write_str(
                 "the spool's reserve was used up on a full disk: it is set aside again once there is room for it",
             ),
+            Self::Full => f.write_str(
+                "the spool's disk was full when a message came in: free some of it, or raise its quota",
+            ),
         }
     }
 }
@@ -138,6 +145,8 @@ impl fmt::Display for Shortage {
 #[derive(Debug, Default)]
 pub struct Room {
     short: AtomicBool,
+    /// For how many more looks a full disk that was met counts.
+    full: AtomicU32,
 }
 
 impl Room {
@@ -146,10 +155,26 @@ impl Room {
         self.short.load(Ordering::Relaxed)
     }
 
+    /// Content met a full disk. What the system tells of free space may look good all the same: a quota is not in it.
+    pub fn note_full(&self) {
+        self.full.store(FULL_LOOKS, Ordering::Relaxed);
+    }
+
+    /// At each look: whether a full disk was met not long ago.
+    pub fn met_full(&self) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        self.full.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
     /// Says so.
     pub fn set_short(&self, short: bool) {
         self.short.store(short, Ordering::Relaxed);
     }
+}
+
+/// Whether an error says that there is no room for what was to be written.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Gives the reserve back to a full disk, so that mail can be delivered and removed. Whether there was one.

@@ -16,7 +16,7 @@ pub(super) fn changes<T: Tree>(tree: &T, ops: &[Op]) -> Result<Vec<Change>, Spoo
     let mut lost = HashSet::new();
     for op in ops {
         match op {
-            Op::PutMessage(envelope, content) => put_message::<T>(&mut changes, envelope, content)?,
+            Op::PutMessage(envelope, content) => put_message(tree, &mut changes, envelope, content)?,
             Op::PutRecipient(id, number, state) => {
                 changes.put(&keys::state(*id, *number), record::write_state(state));
             }
@@ -73,6 +73,7 @@ impl Changes {
 
 // S1 → S2 or S3: with this batch on disk the message is queued.
 fn put_message<T: Tree>(
+    tree: &T,
     changes: &mut Changes,
     envelope: &Envelope,
     content: &Content,
@@ -93,7 +94,7 @@ fn put_message<T: Tree>(
             }
             Ok(())
         }
-        Content::File { .. } if T::FILES => Ok(()),
+        Content::File { .. } if tree.files().is_some() => Ok(()),
         Content::File { name, .. } => Err(SpoolError::Damaged {
             what: format!("message {id}"),
             reason: format!("its content is in file {name}, and this spool has no files"),

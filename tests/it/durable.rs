@@ -27,7 +27,8 @@ use posthaste::smtp::address::Domain;
 use posthaste::spool::front::Front;
 use posthaste::spool::memory::MemorySpool;
 use posthaste::spool::{
-    Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey, Waiting,
+    Counters, Deadlines, DestinationRecord, DueKey, DuePage, Op, Patrolled, Spool, SpoolError, Strays,
+    Survey, Waiting,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -90,8 +91,17 @@ impl Spool for Stuck {
         self.memory.survey(from, limit)
     }
 
-    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
-        self.memory.patrol(from, limit)
+    fn patrol(
+        &self,
+        from: QueueId,
+        limit: usize,
+        deadlines: &Deadlines<'_>,
+    ) -> Result<Patrolled, SpoolError> {
+        self.memory.patrol(from, limit, deadlines)
+    }
+
+    fn strays(&self, after: Option<&DueKey>, limit: usize) -> Result<Strays, SpoolError> {
+        self.memory.strays(after, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

@@ -6,11 +6,13 @@
 mod support;
 
 mod clients;
+mod damage;
 mod dashboards;
 mod delivery;
 mod dns;
 mod drain;
 mod durable;
+mod large;
 mod output;
 mod quarantine;
 mod startup;

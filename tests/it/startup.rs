@@ -158,3 +158,20 @@ fn it_starts_again_after_a_kill_with_the_same_token() {
     assert_eq!(relay.token(), token);
     assert!(relay.ended_within(std::time::Duration::from_millis(100)).is_none(), "{PATIENCE:?}");
 }
+
+#[test]
+fn too_few_open_files_are_refused_with_a_remedy() {
+    let setup = Setup::new();
+    std::fs::write(setup.folder().join("posthaste.toml"), setup.toml()).unwrap();
+    for limit in [10, 20, 30] {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("ulimit -n {limit} && exec \"$0\" serve --config posthaste.toml")])
+            .arg(crate::support::relay::program())
+            .current_dir(setup.folder())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
+        assert!(said.contains("ulimit -n, LimitNOFILE=") && !said.contains("panicked"), "{limit}: {said}");
+    }
+}

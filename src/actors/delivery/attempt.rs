@@ -22,6 +22,7 @@ use crate::route::plan::{Target, plan};
 use crate::route::table::Route;
 use crate::smtp::client::{Login, Options, TlsUse};
 use crate::smtp::reply::EnhancedStatus;
+use crate::spool::SpoolError;
 
 /// Runs an attempt and reports. The report goes out before the connection is put away: the Queue waits for it.
 pub(super) async fn run(shared: Rc<Shared>, attempt: Attempt) {
@@ -242,6 +243,7 @@ impl Job<'_> {
         let loading = self.shared.context.content.load(Arc::clone(&self.envelope));
         match self.signal.unless_raised(loading).await {
             Some(Ok(content)) => Ok(content),
+            Some(Err(error @ SpoolError::Damaged { .. })) => Err(Finding::Damaged(error.to_string())),
             Some(Err(error)) => {
                 tracing::warn!(id = %self.envelope.id, %error, "the content can't be read; delivery waits");
                 Err(Finding::Unreadable(error.to_string()))

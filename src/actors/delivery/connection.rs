@@ -24,6 +24,7 @@ use crate::mail::envelope::{BodyType, Envelope};
 use crate::mail::outcome::{Finding, RemoteHost};
 use crate::smtp::client::{Client, Event, Facts, MailCommand, Options, Timer, TlsUse, Trouble};
 use crate::smtp::framing::{DotStuffer, needs_stuffing};
+use crate::spool::SpoolError;
 use crate::tls::server_name;
 
 /// Bytes of content that are written at once, under one [`Timer::DataBlock`].
@@ -272,6 +273,9 @@ impl Connection {
         // From here on the remote may have the message; before it can't, for the final dot was not written.
         match sent {
             Ok(()) => self.machine.content_sent(),
+            Err(Unsent::Unreadable(error @ SpoolError::Damaged { .. })) => {
+                self.machine.handle_damaged_content(error.to_string());
+            }
             Err(Unsent::Unreadable(error)) => self.machine.handle_local_failure(error.to_string()),
             Err(Unsent::Stopped(stop)) => self.stop(stop),
         }
@@ -328,7 +332,7 @@ impl Connection {
 /// Why content was not sent to its end.
 enum Unsent {
     /// Our side can't read it.
-    Unreadable(io::Error),
+    Unreadable(SpoolError),
     /// The connection.
     Stopped(Stop),
 }

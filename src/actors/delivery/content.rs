@@ -1,6 +1,5 @@
 //! Where a delivery gets content that the Queue no longer has in memory.
 
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use crate::mail::envelope::{ContentPlace, Envelope};
 use crate::spool::SpoolError;
-use crate::spool::content::ContentFile;
+use crate::spool::content::{ContentFile, wrong_length};
 use crate::spool::front::Front;
 
 /// Bytes of a file that are read at once.
@@ -42,11 +41,11 @@ impl std::fmt::Debug for Loaded {
 
 /// Reads content in pieces of at most 256 KiB, off the arbiter's thread.
 pub trait PieceReader: Send {
-    /// The next piece, never empty; `None` at the end.
+    /// The next piece, never empty; `None` at the end of the size that the envelope tells.
     ///
     /// # Errors
-    /// Those of the file.
-    fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Bytes>>>;
+    /// [`SpoolError::Damaged`] when there is less than that; others when it can't be read now.
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, SpoolError>>;
 }
 
 /// Content as the spool holds it, read by the spool's threads.
@@ -66,19 +65,21 @@ impl ContentSource for SpoolContent {
     fn load(&self, envelope: Arc<Envelope>) -> BoxFuture<'static, Result<Loaded, SpoolError>> {
         let front = self.front.clone();
         Box::pin(async move {
+            let (id, size) = (envelope.id, envelope.size);
             match envelope.place.clone() {
                 ContentPlace::Database => {
-                    let id = envelope.id;
                     let read = front.read_async(move |spool| spool.content(id)).await;
-                    read.unwrap_or_else(|| Err(unreadable(&envelope, "the spool's threads are gone")))
-                        .map(Loaded::Whole)
+                    let content = read.ok_or_else(gone)??;
+                    match wrong_length(content.len() as u64, size) {
+                        Some(reason) => {
+                            Err(SpoolError::Damaged { what: format!("the content of message {id}"), reason })
+                        }
+                        None => Ok(Loaded::Whole(content)),
+                    }
                 }
                 ContentPlace::File(name) => {
-                    let file = match front.file_job(move |files| files.open(&name)).await {
-                        Some(Ok(file)) => file,
-                        Some(Err(error)) => return Err(unreadable(&envelope, &error.to_string())),
-                        None => return Err(unreadable(&envelope, "the spool's threads are gone")),
-                    };
+                    let opened = front.file_job(move |files| files.open(&name, size)).await;
+                    let file = opened.ok_or_else(gone)??;
                     Ok(Loaded::File(Box::new(FileReader { front, file: Some(file) })))
                 }
             }
@@ -86,8 +87,9 @@ impl ContentSource for SpoolContent {
     }
 }
 
-fn unreadable(envelope: &Envelope, reason: &str) -> SpoolError {
-    SpoolError::Damaged { what: format!("the content of {}", envelope.id), reason: reason.to_owned() }
+/// A job was not done: it panicked, or the relay stops. That says nothing about the content.
+fn gone() -> SpoolError {
+    SpoolError::Failed("the content was not read".to_owned())
 }
 
 struct FileReader {
@@ -97,9 +99,8 @@ struct FileReader {
 }
 
 impl PieceReader for FileReader {
-    fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Bytes>>> {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, SpoolError>> {
         Box::pin(async move {
-            let gone = || io::Error::other("the spool's threads are gone");
             let mut file = self.file.take().ok_or_else(gone)?;
             let job = move |_: &_| {
                 let piece = file.read_piece(PIECE);

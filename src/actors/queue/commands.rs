@@ -30,10 +30,10 @@ impl Queue {
         }
         state.held = true;
         resident.records = true;
-        self.counters.held += 1;
-        let due_ms = state.due_ms;
-        self.open.changes.push(Op::PutRecipient(id, number, state.clone()));
-        if resident.indexed {
+        let (due_ms, written, indexed) = (state.due_ms, state.clone(), resident.indexed);
+        self.count_hold(id, true);
+        self.open.changes.push(Op::PutRecipient(id, number, written));
+        if indexed {
             let due = DueKey { destination: destination.clone(), due_ms, id, number };
             self.open.changes.push(Op::DeleteDue(due));
         } else {
@@ -52,10 +52,10 @@ impl Queue {
         }
         state.held = false;
         resident.records = true;
-        self.counters.held = self.counters.held.saturating_sub(1);
-        let due_ms = state.due_ms;
-        self.open.changes.push(Op::PutRecipient(id, number, state.clone()));
-        if resident.indexed {
+        let (due_ms, written, indexed) = (state.due_ms, state.clone(), resident.indexed);
+        self.count_hold(id, false);
+        self.open.changes.push(Op::PutRecipient(id, number, written));
+        if indexed {
             let due = DueKey { destination: destination.clone(), due_ms, id, number };
             self.open.changes.push(Op::PutDue(due));
             if let Some(at) = self.expect_mail(&destination, due_ms) {

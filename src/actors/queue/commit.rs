@@ -8,10 +8,10 @@ use actix::Message;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::messages::NotQueued;
-use crate::mail::envelope::{Content, ContentPlace, Envelope};
+use crate::mail::envelope::{Content, Envelope};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
-use crate::spool::{Counters, Op, SpoolError};
+use crate::spool::{Counters, Op, SpoolError, Tally};
 
 /// New mail in one commit: entries and content bytes (design section 5, measured: larger batches stall).
 const ARRIVALS_MAX: usize = 1_000;
@@ -121,11 +121,6 @@ impl OpenCommit {
     }
 }
 
-/// Content bytes of a message that lie in the tree.
-pub(super) fn tree_bytes(envelope: &Envelope) -> u64 {
-    if envelope.place == ContentPlace::Database { envelope.size } else { 0 }
-}
-
 fn database_bytes(arrival: &Arrival) -> u64 {
     match &arrival.content {
         Content::Memory(content) => content.len() as u64,
@@ -138,9 +133,6 @@ impl Arrival {
         let envelope = &self.envelope;
         ops.push(Op::PutMessage(envelope.clone(), self.content.clone()));
         ops.extend(self.keys.iter().cloned());
-        counters.messages += 1;
-        counters.recipients += envelope.recipients.len() as u64;
-        counters.bytes += envelope.size;
-        counters.tree_bytes += tree_bytes(envelope);
+        counters.add(Tally::fresh(envelope));
     }
 }

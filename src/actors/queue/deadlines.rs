@@ -14,7 +14,7 @@ use crate::mail::dsn::ReportKind;
 use crate::mail::envelope::{Envelope, LastReply, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::mail::outcome::{Cause, CauseClass};
-use crate::schedule::retry::{self, Deadline};
+use crate::schedule::retry::{self, Deadline, RetryRules};
 use crate::smtp::address::{Domain, ReversePath};
 use crate::smtp::reply::EnhancedStatus;
 use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
@@ -22,7 +22,7 @@ use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
 /// Deadline keys read at once.
 const KEYS_PER_READ: usize = 64;
 /// When to look again at a recipient that was in flight at its deadline, or that nobody could try yet.
-const LOOK_AGAIN_MS: u64 = 60_000;
+pub(super) const LOOK_AGAIN_MS: u64 = 60_000;
 /// How long after a start, or a jump of wall time, nothing expires that nobody has tried since: by then whatever was overdue
 /// has had its turn, unless something keeps it from it for good.
 const GRACE_MS: u64 = 12 * 3_600_000;
@@ -105,18 +105,7 @@ impl Queue {
         if let Some(at) = known {
             return vec![at];
         }
-        let mut keys: Vec<u64> = Vec::with_capacity(2);
-        for recipient in &envelope.recipients {
-            let policy = self.parts.settings.retry.policy_for(&recipient.destination);
-            for silent in [false, true] {
-                let at =
-                    retry::next_deadline(policy, envelope.arrived_ms, envelope.arrived_ms, silent).at_ms();
-                if !keys.contains(&at) {
-                    keys.push(at);
-                }
-            }
-        }
-        keys
+        deadline_times(&self.parts.settings.retry, envelope)
     }
 
     pub(super) fn read_deadlines(&mut self, now_ms: u64) {
@@ -132,8 +121,8 @@ impl Queue {
         self.deadlines.next_ms = None;
         let (ticket, after) = (self.residents.read_begins(), self.deadlines.cursor);
         self.parts.front.read(
-            move |spool| DeadlinesRead { ticket, read: deadlines_until(spool, after, now_ms) },
-            move |read| me.do_send(read),
+            move |spool| deadlines_until(spool, after, now_ms),
+            move |read| me.do_send(DeadlinesRead { ticket, read }),
         );
     }
 
@@ -145,6 +134,10 @@ impl Queue {
                 for Due { key, message, records } in due {
                     match message {
                         Ok(stored) => self.deadline_came(key, stored, &records),
+                        // What is in memory holds.
+                        Err(_) if self.residents.get(key.1).is_some() => {
+                            self.deadline_came(key, None, &records)
+                        }
                         Err(error @ SpoolError::Damaged { .. }) => {
                             self.open.changes.push(Op::DeleteDeadline(key.0, key.1));
                             self.quarantine(key.1, &error.to_string());
@@ -221,9 +214,9 @@ impl Queue {
             let policy = self.parts.settings.retry.policy_for(destination);
             let trouble = self.trouble(destination, records);
             let busy = !matches!(place, Place::Disk | Place::Ready);
-            let held_back = || self.held_back(destination, state, records);
             let failed = || {
-                let cause = held_back().unwrap_or_else(|| last_cause(state, trouble));
+                let held_back = self.held_back(destination, state, records);
+                let cause = held_back.unwrap_or_else(|| last_cause(state, trouble));
                 Failed { number, cause, host: None }
             };
             let is_expired = policy.is_expired(envelope.arrived_ms, now_ms);
@@ -304,6 +297,21 @@ impl Queue {
         let tried = heard.map(|last| last.at_ms).any(|at_ms| at_ms >= self.since_ms);
         tried || arrived_ms >= self.since_ms || now_ms >= self.since_ms.saturating_add(GRACE_MS)
     }
+}
+
+/// All times at which a message's deadline key may be by its policies.
+pub(super) fn deadline_times(rules: &RetryRules, envelope: &Envelope) -> Vec<u64> {
+    let mut times: Vec<u64> = Vec::with_capacity(2);
+    for recipient in &envelope.recipients {
+        let policy = rules.policy_for(&recipient.destination);
+        for silent in [false, true] {
+            let at = retry::next_deadline(policy, envelope.arrived_ms, envelope.arrived_ms, silent).at_ms();
+            if !times.contains(&at) {
+                times.push(at);
+            }
+        }
+    }
+    times
 }
 
 fn deadlines_until(

@@ -134,8 +134,10 @@ impl Queue {
         let most = self.parts.settings.recipients_per_transaction;
         let mut found: Option<(QueueId, Vec<u16>)> = None;
         while let Some((id, number)) = entry.ready.front().copied() {
-            let ready =
-                self.residents.get(id).is_some_and(|at| at.places[usize::from(number)] == Place::Ready);
+            let ready = self
+                .residents
+                .get(id)
+                .is_some_and(|at| at.places[usize::from(number)] == Place::Ready && at.unfit.is_none());
             if ready {
                 match &mut found {
                     None => found = Some((id, vec![number])),

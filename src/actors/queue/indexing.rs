@@ -156,8 +156,8 @@ impl Queue {
         recovery.reading = true;
         let (ticket, from) = (self.residents.read_begins(), recovery.from);
         self.parts.front.read(
-            move |spool| Surveyed { ticket, survey: spool.survey(from, PER_SURVEY) },
-            move |surveyed| me.do_send(surveyed),
+            move |spool| spool.survey(from, PER_SURVEY),
+            move |survey| me.do_send(Surveyed { ticket, survey }),
         );
     }
 

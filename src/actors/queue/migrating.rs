@@ -34,9 +34,7 @@ impl Queue {
         }
         let Some(me) = self.me() else { return };
         self.migration = Migration::Asked;
-        self.parts
-            .front
-            .read(|spool| MigrationRead { left: spool.migration() }, move |read| me.do_send(read));
+        self.parts.front.read(|spool| spool.migration(), move |left| me.do_send(MigrationRead { left }));
     }
 
     fn migration_read(&mut self, read: MigrationRead) {

@@ -198,7 +198,7 @@ impl Queue {
             unindexed: Unindexed::resume(counters.unindexed_from),
             wakes: wakes::Index::default(),
             deadlines: deadlines::Index::default(),
-            patrol: Patrol::new(now),
+            patrol: Patrol::new(now, counters.is_guess()),
             migration: Migration::default(),
             timer: None,
             seen: (now_ms, now),
@@ -265,6 +265,9 @@ impl Queue {
         let Some(me) = self.me() else { return };
         self.counters.unindexed_from = self.unindexed.from();
         let (ops, under_way) = self.open.take(&mut self.counters);
+        if self.patrol.is_under_way() {
+            under_way.arrivals.iter().for_each(|arrival| self.note_arrival(&arrival.envelope));
+        }
         self.parts.metrics.commit_operations.observe(ops.len() as f64);
         self.parts.metrics.commit_messages.observe(under_way.arrivals.len() as f64);
         self.under_way = Some(under_way);

@@ -64,17 +64,29 @@ impl Queue {
 
     fn command_read(&mut self, read: CommandRead) {
         let CommandRead { ticket, command, found, answer } = read;
-        let (stored, records) = found.unwrap_or_else(|error| {
-            self.damaged(&error);
-            Found::default()
-        });
-        if let Some(stored) = &stored {
-            self.residents.adopt(stored);
-        }
-        let result = self.carry_out(&command, &records);
+        let result = match found {
+            Ok((stored, records)) => {
+                if let Some(stored) = stored {
+                    self.residents.adopt(&stored);
+                }
+                self.carry_out(&command, &records)
+            }
+            Err(_) if self.residents.get(command.id).is_some() => self.carry_out(&command, &HashMap::new()),
+            Err(error) => self.not_read(command.id, &error),
+        };
         self.residents.release(command.id);
         self.residents.read_ends(ticket);
         self.answer_when_durable(result, answer);
+    }
+
+    /// The message of a command can't be read.
+    fn not_read(&mut self, id: QueueId, error: &SpoolError) -> CommandResult {
+        if !matches!(error, SpoolError::Damaged { .. }) {
+            self.damaged(error);
+            return CommandResult::Unavailable;
+        }
+        self.quarantine(id, &error.to_string());
+        CommandResult::Impossible { reason: format!("it can't be read and goes to quarantine: {error}") }
     }
 
     /// Answers a command when its changes are on disk.
@@ -244,9 +256,11 @@ impl Queue {
                 (spool.list(None, 1), spool.destinations(None, FAILING_MAX), spool.syncs())
             };
             let Some((oldest, failing, syncs)) = front.read_async(look).await else { return };
-            let arrived = oldest.ok().and_then(|list| list.first().map(|first| first.envelope.arrived_ms));
-            let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
-            metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
+            if let Ok(oldest) = oldest {
+                let arrived = oldest.first().map(|first| first.envelope.arrived_ms);
+                let age_ms = arrived.map_or(0, |at| now_ms.saturating_sub(at));
+                metrics.queue_oldest_seconds.set(age_ms as f64 / 1e3);
+            }
             metrics.set_syncs(syncs);
             let failing = failing.unwrap_or_default();
             let suspended = failing.iter().filter(|(_, record)| record.suspended_until_ms > now_ms).count();

@@ -10,11 +10,11 @@ use super::destinations::{Destination, Phase, backs_off};
 use super::intake::HELD_MIN;
 use super::residents::Place;
 use super::wakes::READ_AGAIN_MS;
-use crate::mail::envelope::{Envelope, RecipientState, Status, StoredMessage};
+use crate::mail::envelope::{Envelope, RecipientState, StoredMessage};
 use crate::mail::id::QueueId;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
-use crate::spool::{DestinationRecord, DueKey, DuePage, Op, SpoolError};
+use crate::spool::{DestinationRecord, DueKey, DuePage, Op, SpoolError, is_due_key_of};
 
 /// Due recipients read at once.
 const PAGE: usize = 250;
@@ -25,8 +25,16 @@ const PAGE: usize = 250;
 struct PageRead {
     destination: Domain,
     ticket: u64,
-    record: Option<Result<Option<DestinationRecord>, SpoolError>>,
-    page: Result<DuePage, SpoolError>,
+    /// Whether the record was asked for.
+    with_record: bool,
+    read: Result<Page, SpoolError>,
+}
+
+/// What one read of a destination brought.
+#[derive(Debug)]
+struct Page {
+    record: Result<Option<DestinationRecord>, SpoolError>,
+    due: Result<DuePage, SpoolError>,
     extent: Extent,
 }
 
@@ -51,6 +59,8 @@ enum Adopted {
     PutOff(u64),
     /// Not due before this time (ms).
     Later(u64),
+    /// The key is not that of the recipient, or of no recipient.
+    Stray,
 }
 
 impl Queue {
@@ -81,23 +91,23 @@ impl Queue {
         let now_ms = self.now_ms();
         let until_ms =
             self.destinations.map.get(destination).map_or(now_ms, |entry| entry.until_ms.max(now_ms));
-        let (name, known) = (destination.clone(), self.residents.known());
+        let (name, destination, known) = (destination.clone(), destination.clone(), self.residents.known());
         self.parts.metrics.pages_read.inc();
         self.parts.front.read(
             move |spool| {
-                let record = with_record.then(|| spool.destination(&name));
-                let backs_off = matches!(&record, Some(Ok(Some(record))) if backs_off(record, now_ms));
+                let record = if with_record { spool.destination(&name) } else { Ok(None) };
+                let backs_off = matches!(&record, Ok(Some(record)) if backs_off(record, now_ms));
                 // Fresh mail brings a destination that backs off into memory again and again: that must be cheap.
                 let limit = if backs_off { 0 } else { limit };
-                let page = spool.due(&name, until_ms, &skip, limit, &|id| known.contains(id));
-                let extent = match &page {
+                let due = spool.due(&name, until_ms, &skip, limit, &|id| known.contains(id));
+                let extent = match &due {
                     _ if limit == 0 => Extent::Nothing,
                     Ok(page) if page.items.len() >= limit => Extent::Full,
                     _ => Extent::Whole,
                 };
-                PageRead { destination: name, ticket, record, page, extent }
+                Ok(Page { record, due, extent })
             },
-            move |read| me.do_send(read),
+            move |read| me.do_send(PageRead { destination, ticket, with_record, read }),
         );
     }
 
@@ -124,17 +134,16 @@ impl Queue {
     }
 
     fn page_read(&mut self, read: PageRead) {
-        let PageRead { destination, ticket, record, page, extent } = read;
-        match record {
-            Some(Ok(record)) => self.loaded(&destination, record),
-            Some(Err(error)) => {
-                self.damaged(&error);
-                self.loaded(&destination, None);
-            }
-            None => {}
+        let PageRead { destination, ticket, with_record, read } = read;
+        let (record, due) = match read {
+            Ok(Page { record, due, extent }) => (record, due.map(|page| (page, extent))),
+            Err(error) => (Ok(None), Err(error)),
+        };
+        if with_record {
+            self.record_read(&destination, record);
         }
-        match page {
-            Ok(page) => self.adopt_page(&destination, page, extent),
+        match due {
+            Ok((page, extent)) => self.adopt_page(&destination, page, extent),
             Err(error) => self.page_failed(&destination, &error),
         }
         if let Some(entry) = self.destinations.map.get_mut(&destination) {
@@ -145,6 +154,18 @@ impl Queue {
         self.refill(&destination, now_ms);
         self.offer(&destination);
         self.leave_if_idle(&destination, now_ms);
+    }
+
+    /// A record that can't be read is forgotten: its mail is tried as if nothing were known.
+    fn record_read(&mut self, destination: &Domain, record: Result<Option<DestinationRecord>, SpoolError>) {
+        let record = record.unwrap_or_else(|error| {
+            self.damaged(&error);
+            if matches!(error, SpoolError::Damaged { .. }) {
+                self.open.changes.push(Op::DeleteDestination(destination.clone()));
+            }
+            None
+        });
+        self.loaded(destination, record);
     }
 
     fn loaded(&mut self, destination: &Domain, record: Option<DestinationRecord>) {
@@ -209,8 +230,9 @@ impl Queue {
                 later = Some(later.map_or(again, |due| due.min(again)));
             }
         }
-        let (mut left, mut used) = (extent == Extent::Full, false);
+        let (mut left, mut used, mut strays) = (extent == Extent::Full, false, 0);
         for (key, stored) in page.items {
+            let was_here = self.residents.get(key.id).is_some();
             match self.adopt(&key, stored.as_deref(), now_ms) {
                 Adopted::Ready if backs_off => {
                     left = true;
@@ -232,8 +254,15 @@ impl Queue {
                     self.residents.release(key.id);
                 }
                 Adopted::Here => self.residents.release(key.id),
+                Adopted::Stray => {
+                    // Of what was in memory the page may have brought an old key.
+                    strays += u64::from(!was_here);
+                    self.residents.release(key.id);
+                    self.open.changes.push(Op::DeleteDue(key));
+                }
             }
         }
+        self.strays_removed(strays);
         if let Some(entry) = self.destinations.map.get_mut(destination) {
             entry.more_on_disk |= left;
             later.into_iter().for_each(|due| entry.note_due(due));
@@ -257,14 +286,15 @@ impl Queue {
                 None => return Adopted::Here,
             },
         };
-        let Some(state) = resident.states.get_mut(usize::from(key.number)) else { return Adopted::Here };
+        if resident.places.get(usize::from(key.number)).is_some_and(|place| *place != Place::Disk) {
+            return Adopted::Here;
+        }
+        if !is_due_key_of(key, &resident.envelope, &resident.states) {
+            return Adopted::Stray;
+        }
+        let state = &mut resident.states[usize::from(key.number)];
         let noted_ms = noted_ms(&resident.envelope, state);
-        if resident.places[usize::from(key.number)] != Place::Disk
-            || state.status != Status::Queued
-            || state.held
-        {
-            Adopted::Here
-        } else if state.due_ms <= now_ms {
+        if state.due_ms <= now_ms {
             let due_ms = self.jumps.due(noted_ms, state.due_ms);
             if due_ms <= now_ms {
                 return Adopted::Ready;
@@ -299,34 +329,6 @@ impl Queue {
             self.offer(&name);
             self.leave_if_idle(&name, now_ms);
         }
-    }
-
-    /// A record could not be read: say so; what can be named goes to quarantine where it is met.
-    pub(super) fn damaged(&self, error: &SpoolError) {
-        self.parts.metrics.damaged_records.inc();
-        tracing::error!(%error, "a record of the spool can't be read");
-    }
-
-    /// Sets a message aside whose records can't be used; `false` when that must wait because it is in memory.
-    pub(super) fn quarantine(&mut self, id: QueueId, reason: &str) -> bool {
-        if self.residents.get(id).is_some_and(|resident| resident.places.iter().any(|at| *at != Place::Disk))
-        {
-            return false;
-        }
-        // A read that began before the commit finds it once more.
-        if self.condemned.insert(id) {
-            tracing::error!(%id, reason, "a message goes to quarantine: its records can't be used");
-            self.parts.metrics.damaged_records.inc();
-            self.counters.quarantined += 1;
-            self.counters.messages = self.counters.messages.saturating_sub(1);
-            if self.counters.messages == 0 {
-                // How many recipients and bytes it had is not known.
-                self.counters.tree_bytes = 0;
-                (self.counters.recipients, self.counters.bytes, self.counters.held) = (0, 0, 0);
-            }
-            self.open.changes.push(Op::Quarantine(id, reason.to_owned()));
-        }
-        true
     }
 }
 

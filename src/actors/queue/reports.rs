@@ -47,8 +47,13 @@ impl Queue {
                     front.read_async(move |spool| spool.content(id).ok()).await.flatten().unwrap_or_default()
                 }
                 Some(ContentPlace::File(name)) => {
+                    let size = envelope.as_ref().map_or(0, |envelope| envelope.size);
                     let read = move |files: &crate::spool::content::ContentFiles| {
-                        files.open(&name).and_then(|mut file| file.read_piece(HEADERS_MAX)).ok().flatten()
+                        files
+                            .open(&name, size)
+                            .and_then(|mut file| file.read_piece(HEADERS_MAX))
+                            .ok()
+                            .flatten()
                     };
                     front.file_job(read).await.flatten().unwrap_or_default()
                 }
@@ -88,6 +93,7 @@ impl Queue {
                 ReportKind::Expired => self.failed_for_good(&envelope, item, Status::Expired, now_ms),
             }
         }
+        self.set_aside_unfit(id);
     }
 
     fn failed_for_good(&mut self, envelope: &Envelope, failed: Failed, status: Status, now_ms: u64) {
@@ -162,6 +168,9 @@ impl Queue {
             now_ms,
             id: crate::actors::new_queue_id(now_ms),
         };
+        if recipients.is_empty() {
+            return;
+        }
         let Some(content) = report.content() else { return };
         let Some(envelope) = report.envelope(content.len() as u64) else { return };
         self.parts.metrics.dsn(kind);

@@ -63,6 +63,8 @@ pub(super) struct Resident {
     pub indexed: bool,
     /// The time of its deadline key; `None` when there is none or it is not known (paged in): found again when it fires.
     pub deadline_ms: Option<u64>,
+    /// Why it can't be delivered as it is: it goes to quarantine once nothing of it is in flight.
+    pub unfit: Option<String>,
     /// Wishes that wait for a report.
     pub wishes: Vec<(u16, Wish)>,
     held: usize,
@@ -74,11 +76,6 @@ impl Resident {
     /// Recipients that have not met their fate.
     pub fn unsettled(&self) -> usize {
         self.waiting().count()
-    }
-
-    /// How many of them are on hold.
-    pub fn held_back(&self) -> u64 {
-        self.states.iter().filter(|state| state.held && !state.status.is_settled()).count() as u64
     }
 
     /// Their numbers.
@@ -129,6 +126,11 @@ impl Residents {
         self.messages.get_mut(&id)
     }
 
+    /// All of them, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Resident> {
+        self.messages.values()
+    }
+
     /// The ids of all of them, for readers.
     pub fn known(&self) -> Known {
         self.known.clone()
@@ -172,6 +174,7 @@ impl Residents {
             records: false,
             indexed: false,
             deadline_ms: None,
+            unfit: None,
             wishes: Vec::new(),
             held: count,
             since: 0,
@@ -193,6 +196,7 @@ impl Residents {
             content: None,
             indexed: true,
             deadline_ms: None,
+            unfit: None,
             wishes: Vec::new(),
             held: 0,
             since: 0,

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use actix::{Handler, Message};
 
 use super::Queue;
-use super::commit::tree_bytes;
 use super::dispatch::Running;
 use super::residents::{Place, Wish};
 use crate::actors::delivery::messages::AttemptReport;
@@ -20,7 +19,7 @@ use crate::metrics::{self, Outcome};
 use crate::schedule::retry;
 use crate::schedule::slots::Standing;
 use crate::smtp::address::Domain;
-use crate::spool::{DueKey, Op};
+use crate::spool::{DueKey, Op, Tally};
 
 /// Attempts in a row that may crash before the message goes to quarantine.
 const CRASHES_MAX: u32 = 3;
@@ -89,6 +88,7 @@ impl Queue {
                 self.report(running.id, kind, failed);
             }
         }
+        self.set_aside_unfit(running.id);
         self.refill(&running.destination, now_ms);
         self.offer(&running.destination);
         self.leave_if_idle(&running.destination, now_ms);
@@ -144,7 +144,8 @@ impl Queue {
         match fate {
             Fate::Delivered(cause) => self.delivered(context, number, cause),
             Fate::Deferred(cause) => return self.deferred(context, number, cause),
-            Fate::Crashed(cause) if crashes >= CRASHES_MAX => self.set_aside(context.id, number, &cause),
+            Fate::Crashed(cause) if crashes >= CRASHES_MAX => self.condemn(context, number, cause),
+            Fate::Damaged(cause) => self.condemn(context, number, cause),
             Fate::Crashed(cause) => return self.deferred(context, number, cause),
             Fate::Bounced(cause) => {
                 return Some((ReportKind::Failed, Failed { number, cause, host: context.host.clone() }));
@@ -256,30 +257,31 @@ impl Queue {
         }
         state.status = status;
         state.last = last.or_else(|| state.last.take());
-        if state.held {
-            self.counters.held = self.counters.held.saturating_sub(1);
-        } else if resident.indexed {
+        let held = state.held;
+        if resident.indexed && !held {
             let due = DueKey { destination: destination.clone(), due_ms: state.due_ms, id, number };
             self.open.changes.push(Op::DeleteDue(due));
         }
-        self.counters.recipients = self.counters.recipients.saturating_sub(1);
         if resident.unsettled() == 0 {
             let (envelope, deadline, states) =
                 (resident.envelope.clone(), resident.deadline_ms, resident.records);
+            let last = Tally { recipients: 1, ..Tally::of(&envelope, &resident.states) };
             if resident.indexed {
                 for at in self.deadline_keys(&envelope, deadline) {
                     self.open.changes.push(Op::DeleteDeadline(at, id));
                 }
             }
             self.unindexed.remove(id);
-            self.counters.messages = self.counters.messages.saturating_sub(1);
-            self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
-            self.counters.tree_bytes = self.counters.tree_bytes.saturating_sub(tree_bytes(&envelope));
+            self.count_out(id, last);
             self.open.changes.push(Op::RemoveMessage { envelope, states });
         } else {
             let state = resident.states[usize::from(number)].clone();
             resident.records = true;
             self.open.changes.push(Op::PutRecipient(id, number, state));
+            self.count_settled(id);
+        }
+        if held {
+            self.count_hold(id, false);
         }
         self.settling(id, number, &destination);
     }
@@ -393,39 +395,27 @@ impl Queue {
         count
     }
 
-    /// A message that crashes the delivery code again and again must not do it for ever: to quarantine.
-    fn set_aside(&mut self, id: QueueId, number: u16, cause: &Cause) {
-        let Some(resident) = self.residents.get(id) else { return };
-        let unsettled = resident.unsettled() as u64;
-        let held = resident.held_back();
-        let envelope = resident.envelope.clone();
-        let keys: Vec<(u16, Domain, u64)> = (0..)
-            .zip(envelope.recipients.iter().zip(&resident.states))
-            .filter(|(_, (_, state))| !state.status.is_settled())
-            .map(|(other, (recipient, state))| (other, recipient.destination.clone(), state.due_ms))
-            .collect();
-        tracing::error!(%id, "a message crashed its delivery {CRASHES_MAX} times and goes to quarantine");
-        for (other, destination, due_ms) in keys {
-            self.open.changes.push(Op::DeleteDue(DueKey {
-                destination: destination.clone(),
-                due_ms,
-                id,
-                number: other,
-            }));
-            if let Some(resident) = self.residents.get_mut(id) {
-                resident.states[usize::from(other)].status = Status::Removed;
-            }
-            self.settling(id, other, &destination);
-        }
-        self.unindexed.remove(id);
-        self.counters.recipients = self.counters.recipients.saturating_sub(unsettled);
-        self.counters.held = self.counters.held.saturating_sub(held);
-        self.counters.messages = self.counters.messages.saturating_sub(1);
-        self.counters.bytes = self.counters.bytes.saturating_sub(envelope.size);
-        self.counters.tree_bytes = self.counters.tree_bytes.saturating_sub(tree_bytes(&envelope));
-        self.counters.quarantined += 1;
-        self.count(id, number, Outcome::Crashed, CauseClass::Crashed);
-        self.open.changes.push(Op::Quarantine(id, format!("recipient {number}: {cause}")));
+    /// Notes that a message can't be delivered as it is. It goes to quarantine once none of its recipients is in flight.
+    fn condemn(&mut self, context: &Context, number: u16, cause: Cause) {
+        let id = context.id;
+        let outcome = if cause.class == CauseClass::Crashed {
+            self.count_attempt(id, number);
+            Outcome::Crashed
+        } else {
+            self.parts.metrics.damaged_records.inc();
+            Outcome::Damaged
+        };
+        self.count(id, number, outcome, cause.class);
+        let Some(resident) = self.residents.get_mut(id) else { return };
+        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
+        resident.unfit.get_or_insert_with(|| format!("recipient {number}: {cause}"));
+        let host = context.host.as_ref().map(ToString::to_string);
+        let state = &mut resident.states[usize::from(number)];
+        state.last = Some(LastReply { at_ms: context.now_ms, host, cause });
+        resident.records = true;
+        self.open.changes.push(Op::PutRecipient(id, number, state.clone()));
+        self.settling(id, number, &destination);
+        self.grant_wish(id, number);
     }
 
     /// Counts an outcome, over all and for the recipient's destination.

@@ -122,7 +122,7 @@ impl Queue {
         let beyond_ms = now_ms.saturating_add(longest).saturating_add(JUMP_MS);
         self.parts
             .front
-            .read(move |spool| Ahead(was_ahead(spool, now_ms, beyond_ms)), move |ahead| me.do_send(ahead));
+            .read(move |spool| was_ahead(spool, now_ms, beyond_ms), move |ahead| me.do_send(Ahead(ahead)));
     }
 
     /// Lets a destination go that needs nothing now: one wake key stays, at the time when it needs something.
@@ -201,13 +201,12 @@ impl Queue {
         let room = self.parts.settings.memory.destinations.saturating_sub(self.destinations.map.len());
         let limit = WAKES_PER_READ.min(room.saturating_add(1));
         self.parts.front.read(
-            move |spool| {
-                let keys = spool.wakes(after.as_ref(), limit);
+            move |spool| spool.wakes(after.as_ref(), limit),
+            move |keys| {
                 let full = keys.as_ref().is_ok_and(|keys| keys.len() >= limit);
                 // Strictly before: a key that is written with this very time must not end up before the cursor.
-                WakesRead { keys, until_ms, full }
+                me.do_send(WakesRead { keys, until_ms, full });
             },
-            move |read| me.do_send(read),
         );
     }
 

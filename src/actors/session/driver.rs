@@ -17,6 +17,7 @@ use crate::actors::new_queue_id;
 use crate::actors::queue::messages::{Enqueue, NotQueued};
 use crate::mail::envelope::{BodyType, ContentPlace, Envelope, Origin, Recipient};
 use crate::smtp::server::{BodyParam, Event, Refusal, Server, ServerSettings, Transaction};
+use crate::spool::space::is_full;
 
 /// How long a session waits for a credit before it answers 452 4.3.1.
 const CREDIT_WAIT: Duration = Duration::from_secs(30);
@@ -79,16 +80,6 @@ pub(super) async fn drive(start: Start, drain: watch::Receiver<bool>) -> io::Res
         awaited_since,
     };
     driver.run().await
-}
-
-/// What the client is told when its content finds no place; it keeps the message.
-fn not_stored(error: &io::Error) -> Refusal {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Refusal::new(452, (4, 3, 1), "the relay's disk is full, try again later")
-        }
-        _ => Refusal::new(451, (4, 3, 0), NOT_STORED),
-    }
 }
 
 impl Driver {
@@ -207,7 +198,7 @@ impl Driver {
             tracing::error!(%error, "a content file can't be written");
             // Its credits and its time stay until the client has sent the rest.
             (self.draft, self.incoming) = (None, Incoming::Buffered);
-            self.server.refuse_content(not_stored(&error));
+            self.server.refuse_content(self.not_stored(&error));
         }
         Ok(())
     }
@@ -226,7 +217,7 @@ impl Driver {
             Ok(content) => content,
             Err(error) => {
                 tracing::error!(%error, "content can't be stored");
-                self.server.refuse(not_stored(&error));
+                self.server.refuse(self.not_stored(&error));
                 return Ok(());
             }
         };
@@ -271,6 +262,16 @@ impl Driver {
                 .iter()
                 .map(|path| Recipient { path: path.clone(), destination: path.domain().clone() })
                 .collect(),
+        }
+    }
+
+    /// What the client is told when its content finds no place; it keeps the message.
+    fn not_stored(&self, error: &io::Error) -> Refusal {
+        if is_full(error) {
+            self.context.room.note_full();
+            Refusal::new(452, (4, 3, 1), "the relay's disk is full, try again later")
+        } else {
+            Refusal::new(451, (4, 3, 0), NOT_STORED)
         }
     }
 

@@ -98,9 +98,9 @@ pub struct QuarantineView {
     pub records: usize,
     /// Bytes in them.
     pub bytes: u64,
-    /// The message, when it can be read: then it can be released.
+    /// The message, when its envelope and its recipients can be read.
     pub message: Option<MessageView>,
-    /// Why it can't be read.
+    /// Why it can't be released: what of it can't be read.
     pub unreadable: Option<String>,
 }
 

@@ -82,11 +82,13 @@ fn view_text(found: &QuarantineView) -> String {
         found.records,
         found.bytes
     );
-    match (&found.message, &found.unreadable) {
-        (Some(message), _) => text.push_str(&message_text(message)),
-        (None, why) => {
-            let why = printable(why.as_deref().unwrap_or("its records can't be read"), usize::MAX);
-            let _ = writeln!(text, "message   {}\nreadable  no: {why}", found.id);
+    if let Some(why) = &found.unreadable {
+        let _ = writeln!(text, "readable  no: {}", printable(why, usize::MAX));
+    }
+    match &found.message {
+        Some(message) => text.push_str(&message_text(message)),
+        None => {
+            let _ = writeln!(text, "message   {}", found.id);
         }
     }
     text

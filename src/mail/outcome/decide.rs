@@ -7,6 +7,7 @@
 //! | message: MAIL, DATA, content | its recipients wait | its recipients bounce |
 //! | recipient: RCPT | it waits | it bounces |
 //!
+//! Content that is damaged on our side is no matter of time: its message goes to quarantine, whatever the host.
 //! 421 is about the host at any step. A connection that breaks before the final dot leads to the next host; after it
 //! the mail waits, because the remote may have it.
 
@@ -30,8 +31,10 @@ pub enum Finding {
     },
     /// A transaction ended.
     Transaction(Facts),
-    /// The content can't be read from the spool, with the reason.
+    /// The content can't be read from the spool now, with the reason.
     Unreadable(String),
+    /// The content in the spool is damaged or gone, with the reason.
+    Damaged(String),
     /// The drain time ended between two steps.
     Aborted,
     /// The host was silent, before a transaction began, while others waited for the connection slot.
@@ -76,6 +79,10 @@ pub fn decide(finding: Finding, count: usize) -> Decision {
         Finding::Unreadable(why) => {
             let trouble = Trouble { step: Step::Content, kind: TroubleKind::Local(why) };
             all(Fate::Deferred(cause_of(trouble)), DestinationEffect::Untouched)
+        }
+        Finding::Damaged(why) => {
+            let trouble = Trouble { step: Step::Content, kind: TroubleKind::Damaged(why) };
+            all(Fate::Damaged(cause_of(trouble)), DestinationEffect::Untouched)
         }
         Finding::GaveWay => {
             let why = "no answer yet, and others waited for the connection".to_owned();
@@ -154,6 +161,7 @@ fn transaction(facts: Facts) -> Decision {
 fn broken(answers: Vec<RcptAnswer>, trouble: Trouble) -> Decision {
     let step = trouble.step;
     let local = matches!(trouble.kind, TroubleKind::Local(_));
+    let damaged = matches!(trouble.kind, TroubleKind::Damaged(_));
     let closing = matches!(trouble.kind, TroubleKind::Refused(_));
     if trouble.kind == TroubleKind::Aborted {
         let fate = if step == Step::FinalDot { Fate::Interrupted } else { Fate::Again };
@@ -166,8 +174,9 @@ fn broken(answers: Vec<RcptAnswer>, trouble: Trouble) -> Decision {
     } else {
         DestinationEffect::Untouched
     };
-    if local {
-        return settle(answers, Some(&Fate::Deferred(cause)), Next::Done(DestinationEffect::Untouched));
+    if local || damaged {
+        let fate = if damaged { Fate::Damaged(cause) } else { Fate::Deferred(cause) };
+        return settle(answers, Some(&fate), Next::Done(DestinationEffect::Untouched));
     }
     if step == Step::FinalDot {
         if !closing {
@@ -217,7 +226,7 @@ fn cause_of(trouble: Trouble) -> Cause {
         TroubleKind::TlsNotOffered => (CauseClass::Tls, 7, 4),
         TroubleKind::TlsHandshake(_) => (CauseClass::Tls, 7, 5),
         TroubleKind::AuthNotOffered => (CauseClass::Auth, 7, 0),
-        TroubleKind::Local(_) | TroubleKind::Aborted => (CauseClass::Local, 3, 0),
+        TroubleKind::Local(_) | TroubleKind::Damaged(_) | TroubleKind::Aborted => (CauseClass::Local, 3, 0),
     };
     ours(class, EnhancedStatus::new(4, subject, detail), text)
 }

@@ -50,6 +50,7 @@ fn fate(fate: Option<&Fate>) -> String {
         Some(Fate::Delivered(why)) => format!("delivered {}", why.status),
         Some(Fate::Deferred(why)) => format!("deferred {}", cause(why)),
         Some(Fate::Bounced(why)) => format!("bounced {}", cause(why)),
+        Some(Fate::Damaged(why)) => format!("damaged {}", cause(why)),
         Some(other) => format!("{other:?}").to_lowercase(),
     }
 }
@@ -119,6 +120,7 @@ fn trouble_before_a_transaction_is_about_the_host() {
         (session(trouble(Step::Greeting, TroubleKind::Aborted)), "again → untouched".to_owned()),
         (Finding::Aborted, "again → untouched".to_owned()),
         (Finding::Unreadable("gone".to_owned()), "deferred local 4.3.0 → untouched".to_owned()),
+        (Finding::Damaged("gone".to_owned()), "damaged local 4.3.0 → untouched".to_owned()),
     ];
     check(table.iter().map(|(finding, expected)| (finding.clone(), expected.as_str())).collect());
 }
@@ -208,6 +210,10 @@ fn a_connection_that_breaks_before_the_final_dot_leads_to_the_next_host() {
         (
             broken(&["+", "550 no"], trouble(Step::Content, TroubleKind::Local("gone".to_owned()))),
             "deferred local 4.3.0, bounced reply_5xx 5.0.0 → untouched",
+        ),
+        (
+            broken(&["+", "550 no"], trouble(Step::Content, TroubleKind::Damaged("short".to_owned()))),
+            "damaged local 4.3.0, bounced reply_5xx 5.0.0 → untouched",
         ),
     ]);
 }

@@ -150,6 +150,8 @@ pub enum Fate {
     Interrupted,
     /// The delivery code panicked; counts as an attempt.
     Crashed(Cause),
+    /// The stored content is damaged: no attempt can send it, the message goes to quarantine.
+    Damaged(Cause),
 }
 
 /// What one attempt means for its destination.

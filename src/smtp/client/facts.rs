@@ -130,6 +130,8 @@ pub enum TroubleKind {
     AuthNotOffered,
     /// The content could not be read on our side, with the reason.
     Local(String),
+    /// The content is not what was stored, with the reason: reading it again is of no use.
+    Damaged(String),
     /// The relay gave up waiting: its drain time is over.
     Aborted,
 }
@@ -150,6 +152,7 @@ impl fmt::Display for Trouble {
                 "a login is configured, and the host does not offer AUTH PLAIN or LOGIN under TLS",
             ),
             TroubleKind::Local(why) => write!(f, "the content can't be read: {why}"),
+            TroubleKind::Damaged(why) => write!(f, "the content is damaged: {why}"),
             TroubleKind::Aborted => write!(f, "the relay stopped while {phrase}"),
         }
     }

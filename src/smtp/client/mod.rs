@@ -198,6 +198,11 @@ impl Client {
         self.fail(TroubleKind::Local(why.into()));
     }
 
+    /// The content turned out to be damaged: the connection must be dropped before the final dot.
+    pub fn handle_damaged_content(&mut self, why: impl Into<String>) {
+        self.fail(TroubleKind::Damaged(why.into()));
+    }
+
     /// The relay stops; nothing more is waited for.
     pub fn handle_abort(&mut self) {
         self.fail(TroubleKind::Aborted);

@@ -43,8 +43,8 @@ fn inline_everything_is_done_before_the_call_returns() {
     assert_eq!(told.try_recv(), Ok(true));
     let (tell, told) = mpsc::channel();
     front.read(
-        |spool| spool.counters().expect("read"),
-        move |read| tell.send(read.messages).expect("listened to"),
+        |spool| spool.counters(),
+        move |read| tell.send(read.expect("read").messages).expect("listened to"),
     );
     assert_eq!(told.try_recv(), Ok(7));
 }
@@ -57,6 +57,10 @@ async fn a_job_that_panics_answers_none_and_the_pool_goes_on() {
     }
     assert_eq!(front.read_async(|_| 1).await, Some(1));
     assert_eq!(front.file_job(|_| 1).await, None, "there are no files");
+    let (tell, told) = mpsc::channel();
+    let bad = |_: &dyn Spool| -> Result<(), SpoolError> { panic!("a bad job, on purpose") };
+    front.read(bad, move |read| tell.send(read).expect("listened to"));
+    assert!(matches!(told.recv().expect("who waits is told"), Err(SpoolError::Failed(_))));
 }
 
 #[tokio::test]

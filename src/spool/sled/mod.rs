@@ -62,7 +62,9 @@ impl SledSpool {
 }
 
 impl Tree for SledTree {
-    const FILES: bool = true;
+    fn files(&self) -> Option<ContentFiles> {
+        Some(ContentFiles::new(self.folder.join(open::CONTENT)))
+    }
 
     fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
         self.db.get(key).map_err(|error| trouble(&self.folder, error))

@@ -211,7 +211,14 @@ fn begin(tree: &SledTree) -> Result<u64, SpoolError> {
     } else {
         return Err(unreadable(Unreadable::Field("format")));
     }
-    start.map_or(Ok(0), |start| record::read_start(&start).map(|start| start.number).map_err(unreadable))
+    Ok(start.map_or(0, |start| {
+        let start = record::read_start(&start).map(|start| start.number);
+        start.unwrap_or_else(|error| {
+            // It only numbers the starts.
+            tracing::error!(%error, "the record of the last start can't be read: starts are numbered from 1 again");
+            0
+        })
+    }))
 }
 
 /// From here on no older program may use the spool. A migration that was under way begins again: the format it came from counts.

@@ -286,3 +286,26 @@ fn each_start_is_counted_and_has_its_instance() {
         assert_eq!(spool.instance(), format!("{:032x}", 7));
     }
 }
+
+#[test]
+fn a_damaged_record_of_the_last_start_stops_nothing_and_a_damaged_format_is_told() {
+    for how in record::Damage::ALL {
+        let home = folder();
+        let spoil = |key: &[u8]| {
+            let spool = sled_in(home.path()).expect("opens");
+            let good = spool.tree.get(key).expect("readable").expect("there");
+            spool.tree.apply(vec![(key.into(), Some(how.of(&good)))]).expect("applied");
+        };
+        spoil(keys::META_START);
+        let spool = sled_in(home.path()).expect("opens all the same");
+        let start = spool.tree.get(keys::META_START).expect("readable").expect("there");
+        assert_eq!(record::read_start(&start).expect("good").number, 1);
+        drop(spool);
+        spoil(keys::META_FORMAT);
+        let refused = sled_in(home.path()).map(drop).expect_err("what format is it?").to_string();
+        assert!(
+            refused.contains("its description can't be read") && refused.contains("keep the folder"),
+            "{refused}"
+        );
+    }
+}

@@ -340,11 +340,11 @@ async fn a_name_server_that_fails_is_counted() {
 }
 
 #[actix_rt::test]
-async fn content_that_can_not_be_read_waits_and_the_connection_is_kept() {
+async fn damaged_content_is_told_and_the_connection_is_kept() {
     let peer = Peer::new(&[&script(&[HELLO, TAKE, "eof"])]).await;
     let mut bench = Bench::new(&[peer.address]);
     let content = bench.content.take();
-    assert_eq!(bench.deliver().await, "deferred local 4.3.0 → untouched");
+    assert_eq!(bench.deliver().await, "damaged local 4.3.0 → untouched");
     bench.content = content;
     assert_eq!(bench.deliver().await, DELIVERED);
     assert_eq!(bench.counts(), (1, 1));
@@ -368,12 +368,16 @@ async fn content_of_a_file_is_sent_in_pieces_and_read_anew_for_the_next_host() {
 #[actix_rt::test]
 async fn content_that_breaks_off_never_gets_a_final_dot() {
     let data = "C: MAIL\nC: RCPT\nC: DATA\nS: 250 ok|250 ok|354 go\nC: half\neof";
-    let peer = Peer::new(&[&script(&[HELLO, data])]).await;
-    let plan = Plan { content: Some(Pieces::new(b"half\r\n", "!")), ..Plan::default() };
-    let mut bench = Bench::with(&[peer.address], plan);
-    bench.content = None;
-    assert_eq!(bench.deliver().await, "deferred local 4.3.0 → untouched");
-    peer.finish().await;
+    for (end, expected) in
+        [("!", "deferred local 4.3.0 → untouched"), ("?", "damaged local 4.3.0 → untouched")]
+    {
+        let peer = Peer::new(&[&script(&[HELLO, data])]).await;
+        let plan = Plan { content: Some(Pieces::new(b"half\r\n", end)), ..Plan::default() };
+        let mut bench = Bench::with(&[peer.address], plan);
+        bench.content = None;
+        assert_eq!(bench.deliver().await, expected);
+        peer.finish().await;
+    }
 }
 
 #[actix_rt::test]

@@ -198,12 +198,15 @@ struct NoContent;
 
 impl ContentSource for NoContent {
     fn load(&self, _: Arc<Envelope>) -> BoxFuture<'static, Result<Loaded, SpoolError>> {
-        let error = SpoolError::Damaged { what: "content".to_owned(), reason: "missing chunk".to_owned() };
-        async { Err(error) }.boxed()
+        async { Err(damaged("missing chunk")) }.boxed()
     }
 }
 
-/// Content in pieces: a long one, then those of a text at each `|`; `!` is one that can't be read.
+fn damaged(reason: &str) -> SpoolError {
+    SpoolError::Damaged { what: "content".to_owned(), reason: reason.to_owned() }
+}
+
+/// Content in pieces: a long one, then those of a text at each `|`; `!` is one that can't be read, `?` one that is damaged.
 pub(super) struct Pieces(Vec<Bytes>);
 
 struct PiecesOfOne(std::vec::IntoIter<Bytes>);
@@ -223,10 +226,14 @@ impl ContentSource for Pieces {
 }
 
 impl PieceReader for PiecesOfOne {
-    fn next(&mut self) -> BoxFuture<'_, std::io::Result<Option<Bytes>>> {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, SpoolError>> {
         let piece = self.0.next();
-        let broken = piece.as_ref().is_some_and(|piece| piece.as_ref() == b"!");
-        async move { if broken { Err(std::io::Error::other("bad sector")) } else { Ok(piece) } }.boxed()
+        let read = match piece.as_deref() {
+            Some(b"!") => Err(SpoolError::Failed("bad sector".to_owned())),
+            Some(b"?") => Err(damaged("it has 6 bytes instead of 7")),
+            _ => Ok(piece),
+        };
+        async move { read }.boxed()
     }
 }
 
@@ -402,6 +409,7 @@ fn tell(fate: &Fate) -> String {
         Fate::Deferred(cause) => format!("deferred {}", why(cause)),
         Fate::Bounced(cause) => format!("bounced {}", why(cause)),
         Fate::Crashed(_) => "crashed".to_owned(),
+        Fate::Damaged(cause) => format!("damaged {}", why(cause)),
         other => format!("{other:?}").to_lowercase(),
     }
 }

@@ -157,6 +157,12 @@ async fn play(plot: Plot) {
     // Long enough for every expiry, though the clock went back before a restart.
     wait_for_every_expiry(&world, 30 * (jumps + 1)).await;
     told.check(&world, &scripts).await;
+    check_patrol(&world, jumps);
+}
+
+/// Where wall time never jumped the patrol has nothing to put right, whatever happened meanwhile.
+fn check_patrol(world: &World, jumps: u64) {
+    assert!(jumps > 0 || world.metrics.patrol_repairs.get() == 0, "the patrol repaired something");
 }
 
 /// Lets time pass in which nothing happens, and so little must be written.

@@ -159,9 +159,18 @@ fn a_deferral_during_a_page_read_is_woken_again() {
 
 #[test]
 fn a_page_that_cannot_be_read_is_read_again() {
+    check_bad_reads(false);
+}
+
+#[test]
+fn a_read_that_panics_is_done_again() {
+    check_bad_reads(true);
+}
+
+fn check_bad_reads(panics: bool) {
     simulate(|| async {
         let spool = Arc::new(MemorySpool::new());
-        let faulty = Arc::new(FaultySpool::new(spool.clone()));
+        let faulty = Arc::new(FaultySpool { panics, ..FaultySpool::new(spool.clone()) });
         let front = Front::inline(faulty.clone());
         let world = World::over(front, spool, settings, |one| match one.destination {
             "sender.example" => Answer::Deliver,

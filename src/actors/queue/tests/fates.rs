@@ -170,6 +170,31 @@ fn a_message_that_crashes_its_delivery_three_times_goes_to_quarantine() {
 }
 
 #[test]
+fn crashes_lead_to_quarantine_over_restarts_too_and_the_rest_flows() {
+    simulate(|| async {
+        let mut world =
+            World::new(
+                |one| if one.destination == "crash.example" { Answer::Crash } else { Answer::Deliver },
+            );
+        world.accept(&["ann@crash.example"]).await;
+        for number in 0..3 {
+            sleep(2 * MINUTE).await;
+            world.restart().await;
+            world.accept(&[&format!("bob{number}@good.example")]).await;
+        }
+        sleep(HOUR).await;
+        let tries = world.tries_of("ann@crash.example").len();
+        assert!((3..=6).contains(&tries), "{tries} tries");
+        assert_eq!(world.spool.quarantined(None, 9).expect("readable").len(), 1);
+        for number in 0..3 {
+            assert_eq!(world.taken_by(&format!("bob{number}@good.example")).len(), 1);
+        }
+        world.check_idle().await;
+        world.check_left("qx");
+    });
+}
+
+#[test]
 fn only_crashes_in_a_row_lead_to_quarantine() {
     simulate(|| async {
         let world = World::new(|one| match one.number {

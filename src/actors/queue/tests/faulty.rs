@@ -10,24 +10,30 @@ use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
 use crate::spool::memory::MemorySpool;
-use crate::spool::{Counters, DestinationRecord, DuePage, Op, Patrolled, Spool, SpoolError, Survey, Waiting};
+use crate::spool::{
+    Counters, Deadlines, DestinationRecord, DueKey, DuePage, Op, Patrolled, Spool, SpoolError, Strays,
+    Survey, Waiting,
+};
 
 /// Fails as many of the next reads of pages, wakes and deadlines as told.
 pub(super) struct FaultySpool {
     pub spool: Arc<MemorySpool>,
     pub faults: AtomicU32,
+    /// The faults are panics.
+    pub panics: bool,
     /// Recipients that pages brought.
     pub paged: AtomicUsize,
 }
 
 impl FaultySpool {
     pub(super) fn new(spool: Arc<MemorySpool>) -> Self {
-        Self { spool, faults: AtomicU32::new(0), paged: AtomicUsize::new(0) }
+        Self { spool, faults: AtomicU32::new(0), panics: false, paged: AtomicUsize::new(0) }
     }
 
     fn fault(&self) -> Result<(), SpoolError> {
         let left = self.faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         match left {
+            Ok(_) if self.panics => panic!("a bad read, on purpose"),
             Ok(_) => Err(SpoolError::Closed("a fault".to_owned())),
             Err(_) => Ok(()),
         }
@@ -80,8 +86,17 @@ impl Spool for FaultySpool {
         self.spool.survey(from, limit)
     }
 
-    fn patrol(&self, from: QueueId, limit: usize) -> Result<Patrolled, SpoolError> {
-        self.spool.patrol(from, limit)
+    fn patrol(
+        &self,
+        from: QueueId,
+        limit: usize,
+        deadlines: &Deadlines<'_>,
+    ) -> Result<Patrolled, SpoolError> {
+        self.spool.patrol(from, limit, deadlines)
+    }
+
+    fn strays(&self, after: Option<&DueKey>, limit: usize) -> Result<Strays, SpoolError> {
+        self.spool.strays(after, limit)
     }
 
     fn content(&self, id: QueueId) -> Result<Bytes, SpoolError> {

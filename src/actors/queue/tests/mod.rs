@@ -3,6 +3,7 @@
 mod chance;
 mod clock;
 mod commits;
+mod damage;
 mod destinations;
 mod expiry;
 mod fates;

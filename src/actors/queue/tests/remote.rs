@@ -190,6 +190,10 @@ impl Handler<Attempt> for Scripted {
         });
         let (remote, spool, clock, life) =
             (self.remote.clone(), self.spool.clone(), self.clock.clone(), self.life);
+        let fails = |answer: &Answer| matches!(answer, Answer::Crash | Answer::NoHost | Answer::Hang(_));
+        let sends = !answers.iter().any(|(_, answer)| fails(answer));
+        let read = || attempt.content.clone().map_or_else(|| spool.content(attempt.envelope.id), Ok);
+        let content = sends.then(read);
         let answer = move || {
             let mut remote = lock(&remote);
             if let Some(open) = remote.open.get_mut(attempt.destination.as_str()) {
@@ -197,9 +201,16 @@ impl Handler<Attempt> for Scripted {
             }
             if remote.life == life {
                 let at_s = clock.now_ms().saturating_sub(START_MS) / 1000;
-                note_taken(&mut remote, &spool, &attempt, &answers, at_s);
-                drop(remote);
-                report(attempt, &answers);
+                match content {
+                    Some(Err(error)) => report_damaged(attempt, &error.to_string()),
+                    content => {
+                        if let Some(Ok(content)) = content {
+                            note_taken(&mut remote, &content, &attempt, &answers, at_s);
+                        }
+                        drop(remote);
+                        report(attempt, &answers);
+                    }
+                }
             }
         };
         match wait {
@@ -219,25 +230,11 @@ impl Handler<Attempt> for Scripted {
     }
 }
 
-fn note_taken(
-    remote: &mut Remote,
-    spool: &MemorySpool,
-    attempt: &Attempt,
-    answers: &[(u16, Answer)],
-    at_s: u64,
-) {
-    let fails = |answer: &Answer| matches!(answer, Answer::Crash | Answer::NoHost | Answer::Hang(_));
-    if answers.iter().any(|(_, answer)| fails(answer)) {
-        return;
-    }
-    let content = match &attempt.content {
-        Some(content) => content.clone(),
-        None => spool.content(attempt.envelope.id).expect("content of an attempt is in the spool"),
-    };
+fn note_taken(remote: &mut Remote, content: &[u8], attempt: &Attempt, answers: &[(u16, Answer)], at_s: u64) {
     for (number, answer) in answers {
         if matches!(answer, Answer::Deliver | Answer::Slow(_) | Answer::TakeAndLose) {
             let to = attempt.envelope.recipients[usize::from(*number)].path.as_str().to_owned();
-            let content = String::from_utf8_lossy(&content).into_owned();
+            let content = String::from_utf8_lossy(content).into_owned();
             remote.taken.push((to, attempt.envelope.id, at_s, content));
         }
     }
@@ -269,6 +266,13 @@ fn report(attempt: Attempt, answers: &[(u16, Answer)]) {
             _ => (*number, fate(*answer)),
         })
         .collect();
+    attempt.report.send(AttemptResult { fates, effect, host: None, tls: false }, Duration::ZERO);
+}
+
+fn report_damaged(attempt: Attempt, why: &str) {
+    let fate = Fate::Damaged(cause(CauseClass::Local, EnhancedStatus::new(4, 3, 0), why));
+    let fates = attempt.recipients.iter().map(|number| (*number, fate.clone())).collect();
+    let effect = DestinationEffect::Untouched;
     attempt.report.send(AttemptResult { fates, effect, host: None, tls: false }, Duration::ZERO);
 }
 
