@@ -17,6 +17,7 @@ pub mod demo;
 pub mod machine;
 pub mod queue;
 pub mod serve;
+pub mod spool;
 pub mod summary;
 
 use std::fmt::Display;
@@ -56,6 +57,8 @@ enum Verb {
     Demo,
     /// Look into the queue of the running relay, and change it
     Queue(queue::QueueArgs),
+    /// Look into the spool of a relay that is stopped, carry its mail elsewhere, make its file small
+    Spool(spool::SpoolArgs),
     /// Say every problem of the configuration, or what would run
     Check,
     /// Print a configuration file with every key, its meaning and its default
@@ -69,6 +72,7 @@ impl Cli {
         match self.verb {
             None | Some(Verb::Serve) => with_config(read(), serve::run),
             Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
+            Some(Verb::Spool(args)) => with_config(read(), |config, _| spool::run(&args, &config)),
             Some(Verb::Demo) => demo::run(),
             Some(Verb::Config) => config::run(),
             Some(Verb::Check) => check::run(read()),

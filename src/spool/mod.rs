@@ -45,6 +45,7 @@ pub mod space;
 #[cfg(test)]
 mod suite;
 pub mod sync;
+pub mod tools;
 mod write;
 
 use std::collections::HashSet;
@@ -301,6 +302,9 @@ pub enum SpoolError {
         "the spool {0} is in use by another posthaste; stop that one, or set spool.path to another folder"
     )]
     Locked(PathBuf),
+    /// It is not there.
+    #[error("there is no spool in {0}; set spool.path, or name the configuration of its relay with --config")]
+    Missing(PathBuf),
     /// A newer program wrote it.
     #[error(
         "the spool {path} has format {found}, this program reads up to format {known}; \

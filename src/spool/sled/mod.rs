@@ -59,6 +59,11 @@ impl SledSpool {
     pub fn files(&self) -> ContentFiles {
         ContentFiles::new(self.tree.folder.join(open::CONTENT))
     }
+
+    /// The folder's lock: as long as it lives nobody else opens the spool, even when this one is closed.
+    pub(super) fn lock(&self) -> std::io::Result<File> {
+        self.tree._lock.try_clone()
+    }
 }
 
 impl Tree for SledTree {
