@@ -153,7 +153,7 @@ fn run_export(config: &SpoolConfig, output: Option<&Path>) -> Result<ExitCode, T
         Some(path) => {
             let file = new_file(path)?;
             let written = write_export(&spool, &file).and_then(|done| {
-                file.sync_all().map_err(|error| format!("{} can't be synced: {error}", path.display()))?;
+                sync(&file, path).map_err(|error| format!("{} can't be synced: {error}", path.display()))?;
                 Ok(done)
             });
             if written.is_err() {
@@ -166,6 +166,13 @@ fn run_export(config: &SpoolConfig, output: Option<&Path>) -> Result<ExitCode, T
     };
     complain(exported);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a file and its name durable: the spool may be removed once it is exported.
+fn sync(file: &File, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 /// Mail is in it: only its owner may read it.
@@ -268,4 +275,57 @@ fn run_compact(config: &SpoolConfig) -> Result<ExitCode, Trouble> {
         say("a copy would not have been smaller: nothing was changed");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::envelope::{BodyType, ContentPlace, Origin, Recipient, Status};
+    use crate::mail::id::QueueId;
+    use crate::smtp::address::{ForwardPath, Mailbox};
+
+    const HOUR: u64 = 3_600_000;
+
+    fn envelope(reverse_path: &str) -> Envelope {
+        let path = ForwardPath::new(Mailbox::parse("x@a.example").expect("good"));
+        let recipient = Recipient { destination: path.domain().clone(), path };
+        Envelope {
+            id: QueueId::from_bytes([1; 16]),
+            reverse_path: ReversePath::parse(reverse_path).expect("good"),
+            body: BodyType::SevenBit,
+            arrived_ms: 1_000,
+            origin: Origin::Embedded,
+            size: 0,
+            place: ContentPlace::Database,
+            recipients: vec![recipient.clone(), recipient],
+        }
+    }
+
+    #[test]
+    fn the_deadline_of_an_imported_message_is_the_next_notice_or_expiry_of_those_who_wait() {
+        let rules = RetryRules::new(&Config::default().retry);
+        let waits = RecipientState::fresh(1_000);
+        let told = RecipientState { delay_notified: true, ..waits.clone() };
+        let settled = RecipientState { status: Status::Delivered, ..waits.clone() };
+        let (notice, expiry) = (1_000 + 4 * HOUR, 1_000 + 120 * HOUR);
+        for (from, states, expected) in [
+            ("a@b.example", [&waits, &told], notice),
+            ("a@b.example", [&told, &told], expiry),
+            ("a@b.example", [&settled, &told], expiry),
+            ("", [&waits, &waits], expiry),
+        ] {
+            let states = states.map(RecipientState::clone);
+            assert_eq!(deadline(&rules, 2_000, &envelope(from), &states), expected, "{from} {states:?}");
+        }
+    }
+
+    #[test]
+    fn the_verdict_says_damage_when_there_is_some() {
+        let clean = Checked::default();
+        assert!(summary(&clean).ends_with("everything fits together"));
+        let left = Checked { harmless: 2, ..clean };
+        assert!(summary(&left).ends_with("no damage; 2 harmless findings"));
+        let bad = Checked { damage: 1, ..left };
+        assert!(summary(&bad).contains("DAMAGED: 1 findings"));
+    }
 }

@@ -13,6 +13,7 @@ mod drain;
 mod durable;
 mod output;
 mod quarantine;
+mod spool_tools;
 mod startup;
 mod tidy;
 mod tools;

@@ -24,6 +24,7 @@ use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use super::END;
 use crate::config::SpoolConfig;
 use crate::spool::database::{Change, Tree};
 use crate::spool::sled::open::{
@@ -164,11 +165,11 @@ fn write_copy(spool: &SledSpool, copy: &Path, reached: &mut dyn FnMut(State)) ->
 
 fn fill(old: &SledTree, new: &SledTree, reached: &mut dyn FnMut(State)) -> Result<Sum, SpoolError> {
     let mut sum = Sum::default();
-    let mut from = vec![0];
+    let mut from = Vec::new();
     loop {
         let mut changes: Vec<Change> = Vec::new();
         let mut bytes = 0;
-        old.scan(&from, &[u8::MAX], &mut |key, value| {
+        old.scan(&from, &END, &mut |key, value| {
             sum.add(key, value);
             bytes += key.len() + value.len();
             changes.push((key.into(), Some(value.into())));
@@ -198,7 +199,7 @@ fn copy_config(copy: &Path) -> SpoolConfig {
 
 fn sum_of(tree: &SledTree) -> Result<Sum, SpoolError> {
     let mut sum = Sum::default();
-    tree.scan(&[0], &[u8::MAX], &mut |key, value| {
+    tree.scan(&[], &END, &mut |key, value| {
         sum.add(key, value);
         true
     })?;

@@ -17,6 +17,8 @@ use super::database::Tree;
 use super::keys;
 use crate::mail::id::QueueId;
 
+/// Behind every key: none is longer than this and begins so.
+const END: [u8; 512] = [u8::MAX; 512];
 /// Ids read at once.
 const IDS: usize = 250;
 

@@ -25,7 +25,7 @@ impl Check<'_> {
         let looked = files.each(|name, id| {
             self.checked.content_files += 1;
             let Some(id) = id else {
-                self.harmless(format!("content/{name} is no file of posthaste"));
+                self.harmless(format!("content/{} is no file of posthaste", name.escape_debug()));
                 return Ok(());
             };
             if !self.spool.holds(id).map_err(Ended::Spool)? {

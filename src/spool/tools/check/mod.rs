@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{each_id, each_pair};
+use super::{END, each_id, each_pair};
 use crate::mail::id::QueueId;
 use crate::spool::content::ContentFiles;
 use crate::spool::database::Tree;
@@ -186,14 +186,14 @@ impl Check<'_> {
 
     /// Keys that no program of this format writes.
     fn unknown_keys(&mut self) -> Result<(), SpoolError> {
-        let mut from = 0;
-        for known in b"cdemnqstwx".iter().copied().chain([u8::MAX]) {
-            each_pair(self.tree, &[from], &[known], |key, _| {
+        let mut from = Vec::new();
+        for known in KNOWN.iter().map(std::slice::from_ref).chain([&END[..]]) {
+            each_pair(self.tree, &from, known, |key, _| {
                 let key = shown(key);
                 self.harmless(format!("key {key} is none that this program knows, and nothing reads it"));
                 Ok::<(), SpoolError>(())
             })?;
-            from = known.saturating_add(1);
+            from = keys::end_of(known);
         }
         Ok(())
     }
@@ -225,6 +225,9 @@ impl Check<'_> {
         }
     }
 }
+
+/// The first bytes of keys, in order.
+const KNOWN: &[u8] = b"cdemnqstwx";
 
 /// What makes every key and counter anew.
 const ANEW: &str =

@@ -159,6 +159,8 @@ fn what_a_crash_leaves_is_harmless() {
                 put(spool, &keys::chunk(keys::CONTENT, id(2), 1), b"?");
             }),
             ("key zzz is none that this program knows", |spool| put(spool, b"zzz", b"?")),
+            ("key a\\xff is none that", |spool| put(spool, b"a\xff", b"?")),
+            ("key \\xff\\xff is none that", |spool| put(spool, b"\xff\xff", b"?")),
         ],
     );
 }

@@ -47,6 +47,9 @@ fn a_compacted_spool_is_smaller_and_has_all_that_was_there() {
     let home = folder();
     grown(home.path());
     let spool = sled_in(home.path()).expect("opens");
+    // Whatever else is in it.
+    put(&spool, b"", b"first");
+    put(&spool, b"\xff\xff", b"last");
     let (before, counters) = (all(&spool), spool.counters().expect("readable"));
     drop(spool);
     let length = || fs::metadata(home.path().join("spool/db")).expect("there").len();
@@ -56,7 +59,7 @@ fn a_compacted_spool_is_smaller_and_has_all_that_was_there() {
     assert!(done.after * 4 < done.before, "{done:?}");
     let spool = sled_in(home.path()).expect("opens");
     assert_eq!((all(&spool), spool.counters().expect("readable")), (before, counters));
-    assert_eq!(checked(&spool).0, Vec::<String>::new());
+    assert_eq!(checked(&spool).1.harmless, 2);
     drop(spool);
     let again = compact(&config(home.path())).expect("compacted");
     assert!(again.after <= again.before, "{again:?}");

@@ -95,12 +95,12 @@ fn filled(home: &Path) -> SledSpool {
 fn all(spool: &SledSpool) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut pairs = Vec::new();
     let mut visit = |key: &[u8], value: &[u8]| {
-        if key[0] != b'm' {
+        if key.first() != Some(&b'm') {
             pairs.push((key.to_vec(), value.to_vec()));
         }
         true
     };
-    spool.tree.scan(&[0], &[0xff], &mut visit).expect("a scan");
+    spool.tree.scan(&[], &super::END, &mut visit).expect("a scan");
     pairs
 }
 
