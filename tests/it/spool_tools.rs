@@ -143,17 +143,25 @@ fn deferred_mail(relay: &Relay, grey: &Host, down: &Host) -> Vec<(String, Made)>
 
 /// Opens the doors, retries all, and sees each message arrive once and whole.
 fn delivers(relay: &Relay, grey: &Host, down: &Host, sent: &[(String, Made)]) {
+    let before = grey.sink.answered() + down.sink.answered();
     grey.open();
     down.open();
     for id in ids(relay) {
-        said(relay, &["queue", "retry", &id]);
+        // To retry one is to try its destination: another one may be gone by now.
+        let told = text(&relay.verb(&["queue", "retry", &id]));
+        assert!(
+            told.contains("due now")
+                || told.contains("in flight")
+                || told.contains("may have been delivered"),
+            "{told}"
+        );
     }
     for (to, made) in sent {
         let sink = if to.ends_with("grey.test") { &grey.sink } else { &down.sink };
         assert_eq!(sink.await_mail_for(to).seen, Some((made.id.clone(), made.crc)), "{to}");
     }
     wait_until("the queue to be empty", PATIENCE, || ids(relay).is_empty());
-    assert_eq!(grey.sink.answered() + down.sink.answered(), sent.len(), "each of them once");
+    assert_eq!(grey.sink.answered() + down.sink.answered() - before, sent.len(), "each of them once");
 }
 
 fn path(path: &Path) -> &str {
@@ -326,15 +334,7 @@ fn a_compacted_spool_is_smaller_and_delivers_all_that_is_left() {
     relay.await_ready();
     assert_eq!(schedule(&relay), before);
     assert_eq!(gone, 300);
-    grey.open();
-    down.open();
-    for id in ids(&relay) {
-        said(&relay, &["queue", "retry", &id]);
-    }
-    for (to, made) in &sent {
-        let sink = if to.ends_with("grey.test") { &grey.sink } else { &down.sink };
-        assert_eq!(sink.await_mail_for(to).seen, Some((made.id.clone(), made.crc)), "{to}");
-    }
+    delivers(&relay, &grey, &down, &sent);
 }
 
 #[test]

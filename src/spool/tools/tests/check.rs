@@ -58,7 +58,7 @@ fn found_as(gravity: &str, cases: &[Case]) {
 }
 
 #[test]
-fn damage_is_found_and_named() {
+fn damage_of_records_is_found_and_named() {
     found_as(
         "damage",
         &[
@@ -80,29 +80,6 @@ fn damage_is_found_and_named() {
                     });
                 },
             ),
-            ("1 of 1 recipients of message 0101", |spool| remove(spool, &due(1, "a.example", DUE, 0))),
-            ("message 02020202020202020202020202020202 has no deadline key", |spool| {
-                remove(spool, &keys::deadline(ARRIVED + 1_000, id(2)));
-            }),
-            ("destination a.example has mail, but no wake key", |spool| {
-                remove(spool, &keys::wake(DUE, &domain("a.example")));
-            }),
-            ("destination a.example has mail that is due 3 s before it wakes", |spool| {
-                remove(spool, &keys::wake(DUE, &domain("a.example")));
-                put(spool, &keys::wake(DUE + 2_001, &domain("a.example")), b"");
-            }),
-            ("leads to message 0909", |spool| put(spool, &due(9, "a.example", DUE, 0), b"")),
-            ("leads to recipient 7 of message 0101", |spool| put(spool, &due(1, "a.example", DUE, 7), b"")),
-            (
-                "recipient 1 of message 01010101010101010101010101010101 is delivered, but a due key",
-                |spool| {
-                    put(spool, &due(1, "b.example", ARRIVED, 1), b"");
-                    put(spool, &keys::wake(ARRIVED, &domain("b.example")), b"");
-                },
-            ),
-            ("recipient 0 of message 01010101010101010101010101010101 has a due key too many", |spool| {
-                put(spool, &due(1, "a.example", DUE + 1, 0), b"");
-            }),
             (
                 "content file 02020202020202020202020202020202.run0 of message 0202020202020202020202020202",
                 |spool| {
@@ -129,6 +106,38 @@ fn damage_is_found_and_named() {
                 counters(spool, |counters| counters.recipients = 2);
             }),
             ("record of the counters", |spool| put(spool, keys::META_COUNTERS, b"?")),
+        ],
+    );
+}
+
+#[test]
+fn damage_of_indexes_is_found_and_named() {
+    found_as(
+        "damage",
+        &[
+            ("1 of 1 recipients of message 0101", |spool| remove(spool, &due(1, "a.example", DUE, 0))),
+            ("message 02020202020202020202020202020202 has no deadline key", |spool| {
+                remove(spool, &keys::deadline(ARRIVED + 1_000, id(2)));
+            }),
+            ("destination a.example has mail, but no wake key", |spool| {
+                remove(spool, &keys::wake(DUE, &domain("a.example")));
+            }),
+            ("destination a.example has mail that is due 3 s before it wakes", |spool| {
+                remove(spool, &keys::wake(DUE, &domain("a.example")));
+                put(spool, &keys::wake(DUE + 2_001, &domain("a.example")), b"");
+            }),
+            ("leads to message 0909", |spool| put(spool, &due(9, "a.example", DUE, 0), b"")),
+            ("leads to recipient 7 of message 0101", |spool| put(spool, &due(1, "a.example", DUE, 7), b"")),
+            (
+                "recipient 1 of message 01010101010101010101010101010101 is delivered, but a due key",
+                |spool| {
+                    put(spool, &due(1, "b.example", ARRIVED, 1), b"");
+                    put(spool, &keys::wake(ARRIVED, &domain("b.example")), b"");
+                },
+            ),
+            ("recipient 0 of message 01010101010101010101010101010101 has a due key too many", |spool| {
+                put(spool, &due(1, "a.example", DUE + 1, 0), b"");
+            }),
         ],
     );
 }
