@@ -337,6 +337,85 @@ fn a_compacted_spool_is_smaller_and_delivers_all_that_is_left() {
     delivers(&relay, &grey, &down, &sent);
 }
 
+/// An export of this many messages, every fifth with its content in a file.
+fn made_export(count: u64) -> String {
+    use base64::Engine as _;
+    let mut chance = Chance::new(5);
+    let header = "{\"kind\":\"posthaste spool export\",\"version\":1,\"writer\":\"0.1.0\"}\n".to_owned();
+    let messages = (0..count).map(|number| {
+        let content = message::make("m", if number % 5 == 0 { 40_000 } else { 5_000 }, &mut chance).content;
+        let line = serde_json::json!({ "message": {
+            "id": format!("{:032x}", u128::from(number) + (1 << 112)),
+            "reverse_path": "a@sender.test", "body": "8BITMIME", "arrived_ms": 1_700_000_000_000_u64,
+            "origin": "embedded", "size": content.len(),
+            "recipients": [{ "path": "x@grey.test", "destination": "grey.test", "status": "queued", "attempts": 1,
+                "due_ms": 4_000_000_000_000_u64 }],
+            "content": base64::engine::general_purpose::STANDARD.encode(&content),
+        }});
+        format!("{line}\n")
+    });
+    let end = format!("{{\"end\":{{\"destinations\":0,\"messages\":{count},\"quarantined\":0}}}}\n");
+    [header].into_iter().chain(messages).chain([end]).collect()
+}
+
+/// Runs a verb and kills it after a while, later and later, until it ends by itself.
+fn kill_again_and_again(setup: &Setup, verb: &[&str], sound: impl Fn(&str)) {
+    std::fs::write(setup.folder().join("posthaste.toml"), setup.toml()).unwrap();
+    for round in 0..2_000 {
+        let mut child = crate::support::relay::command(setup.folder()).args(verb).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2 + round * 15));
+        let ended = child.try_wait().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let spool = setup.folder().join("spool/db").exists();
+        if spool {
+            let told = setup.run(&["spool", "check"]);
+            assert!(told.status.success(), "round {round}: {}", told.output);
+            sound(&told.output);
+        }
+        if let Some(status) = ended {
+            assert!(status.success());
+            return;
+        }
+    }
+    panic!("{verb:?} does not end");
+}
+
+#[test]
+fn import_and_compaction_may_be_killed_at_any_time() {
+    let sink = Sink::friendly();
+    let setup = Setup::new().route("*", sink.address());
+    std::fs::write(setup.folder().join("export"), made_export(600)).unwrap();
+    kill_again_and_again(&setup, &["spool", "import", "export"], |_| {});
+    let told = setup.run(&["spool", "import", "export"]);
+    assert!(
+        told.output
+            .ends_with("imported 0 messages, 0 in quarantine and 0 destinations; 600 were there already\n")
+    );
+    let all = |told: &str| {
+        let summary = told.rfind("messages  ").expect("a summary");
+        assert!(
+            told[summary..].starts_with("messages       600 (600 recipients wait"),
+            "{}",
+            &told[summary..]
+        );
+    };
+    kill_again_and_again(&setup, &["spool", "compact"], all);
+    let told = setup.run(&["spool", "export", "--output", "again"]);
+    assert!(told.status.success(), "{}", told.output);
+    let text = |name: &str| std::fs::read_to_string(setup.folder().join(name)).unwrap();
+    let lines = |text: &str| -> Vec<Value> {
+        text.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (before, after) = (lines(&text("export")), lines(&text("again")));
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before["message"]["content"], after["message"]["content"]);
+        assert_eq!(before["message"]["recipients"][0]["due_ms"], after["message"]["recipients"][0]["due_ms"]);
+        assert_eq!(before["message"]["id"], after["message"]["id"]);
+    }
+}
+
 #[test]
 fn a_spool_in_use_or_missing_is_told_and_left_alone() {
     let sink = Sink::friendly();

@@ -24,7 +24,7 @@ use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use super::END;
+use super::{END, each_pair};
 use crate::config::SpoolConfig;
 use crate::spool::database::{Change, Tree};
 use crate::spool::sled::open::{
@@ -199,9 +199,9 @@ fn copy_config(copy: &Path) -> SpoolConfig {
 
 fn sum_of(tree: &SledTree) -> Result<Sum, SpoolError> {
     let mut sum = Sum::default();
-    tree.scan(&[], &END, &mut |key, value| {
+    each_pair(tree, &[], &END, |key, value| {
         sum.add(key, value);
-        true
+        Ok::<(), SpoolError>(())
     })?;
     Ok(sum)
 }
