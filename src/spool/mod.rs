@@ -29,8 +29,8 @@
 //! happened or it did not. A commit is answered only after its sync, so a 250 means S2 is on the device.
 //!
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
-//! half allocated (made again at the next start), the copy of a compaction ([`tools::compact`] has its states; the next
-//! open removes it), a wake key of a destination that has nothing due (the Queue, when that time comes), a new spool
+//! half allocated (made again at the next start), a compaction half done ([`tools::compact`] has its states; the next open
+//! removes the copy or finishes the swap), a wake key of a destination that has nothing due (the Queue, when that time comes), a new spool
 //! without its format record (it is written at the next start).
 
 pub mod content;

@@ -8,10 +8,12 @@
 //! but once every `flush_every_ms` sled's own thread may sync with the read side held: then a batch waits for it, and
 //! reads wait behind the batch, for one sync at most.
 //!
-//! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours.
+//! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours,
+//! and `compact/` or `compacted/` during a compaction. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
 pub(super) mod open;
+pub(super) mod swap;
 #[cfg(test)]
 mod tests;
 

@@ -16,7 +16,7 @@ use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys};
 use super::alarm::Alarm;
-use super::{SledSpool, SledTree, trouble};
+use super::{SledSpool, SledTree, swap, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
 
@@ -25,8 +25,9 @@ pub(in crate::spool) const BLOBS: &str = "blobs";
 pub(in crate::spool) const DATABASE: &str = "db";
 pub(in crate::spool) const CONF: &str = "conf";
 const LOCK: &str = "lock";
-/// Where [`crate::spool::tools::compact`] writes its copy.
-pub(in crate::spool) const COPY: &str = "compact";
+/// A first start that ended before it wrote the format leaves one segment of 512 KiB. In a longer file there was something:
+/// sled overlooks what it has when a snapshot is missing, and a spool must not start anew over lost mail.
+const EMPTY_MAX: u64 = 1 << 20;
 /// How often sled's own thread looks for segments to free (and syncs, which commits never rely on).
 const FLUSH_EVERY_MS: u64 = 500;
 
@@ -80,7 +81,7 @@ impl SledSpool {
     fn try_open(config: &SpoolConfig, instance: Uuid, purpose: Purpose) -> Result<Self, SpoolError> {
         let folder = make_folder(&config.path)?;
         let lock = lock(&folder)?;
-        remove_unfinished_copy(&folder)?;
+        swap::settle(&folder)?;
         remove_unfinished_snapshots(&folder)?;
         for name in [CONTENT, BLOBS] {
             make_folder(&folder.join(name))?;
@@ -90,12 +91,17 @@ impl SledSpool {
         let own = private_file(&database).map_err(io_error(&database, "can't be opened for writing"))?;
         wait_for_the_last_one(&own, &folder)?;
         remove_unfinished_conf(&own, &folder)?;
+        let length = own.metadata().map_err(io_error(&database, "can't be looked at"))?.len();
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
         let (db, alarm) = open_database(&folder, config.cache)?;
         let instance = instance.simple().to_string();
         let tree =
             SledTree { _alarm: alarm, db, watch, failed: OnceLock::new(), folder, instance, _lock: lock };
         let ready = match purpose {
+            _ if tree.db.is_empty() && length > EMPTY_MAX => Err(SpoolError::Database {
+                path: tree.folder.clone(),
+                reason: format!("sled finds nothing in its {length} bytes"),
+            }),
             Purpose::Mail => make_ready(&tree, &Bounds::of(config)),
             Purpose::Look if tree.db.is_empty() => Ok(()),
             Purpose::Look => begin(&tree).map(drop),
@@ -185,17 +191,6 @@ pub(in crate::spool) fn wait_for_the_last_one(database: &File, folder: &Path) ->
         std::thread::sleep(Duration::from_millis(10));
     }
     Err(SpoolError::Locked(folder.to_owned()))
-}
-
-/// A crash while the spool was compacted leaves the copy, of which nothing is needed any more.
-fn remove_unfinished_copy(folder: &Path) -> Result<(), SpoolError> {
-    let copy = folder.join(COPY);
-    match fs::remove_dir_all(&copy) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error(&copy, "can't be removed")(error))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// A crash while sled wrote a snapshot leaves a file that makes its next open fail.

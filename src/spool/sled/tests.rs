@@ -286,3 +286,21 @@ fn each_start_is_counted_and_has_its_instance() {
         assert_eq!(spool.instance(), format!("{:032x}", 7));
     }
 }
+
+#[test]
+fn a_database_in_which_sled_finds_nothing_is_no_new_spool() {
+    let home = folder();
+    drop(sled_in(home.path()).expect("opens"));
+    let database = home.path().join("spool/db");
+    for entry in fs::read_dir(home.path().join("spool")).expect("a folder") {
+        let entry = entry.expect("an entry");
+        if entry.file_name().to_string_lossy().starts_with("snap.") {
+            fs::remove_file(entry.path()).expect("removed");
+        }
+    }
+    fs::write(&database, vec![0; 3 << 20]).expect("written");
+    let refused = sled_in(home.path()).map(drop).expect_err("refused").to_string();
+    assert!(refused.contains("sled finds nothing in its 3145728 bytes"), "{refused}");
+    fs::write(&database, vec![0; 512 << 10]).expect("written");
+    assert!(sled_in(home.path()).is_ok(), "as a first start leaves it");
+}

@@ -1,24 +1,27 @@
 //! `posthaste spool compact`: gives the file system back what sled's file never gives back.
 //!
-//! A fresh database is written beside the old one, read through once more, and put into its place with one rename.
-//! Content files stay where they are.
+//! A fresh database is written beside the old one and read through once more; then it takes the old one's place, with its
+//! snapshot ([`crate::spool::sled`] has the swap). Content files stay where they are.
 //!
 //! | state | on disk | a crash here leaves | who puts it right |
 //! |---|---|---|---|
 //! | C0 as before | `db`, its `snap.*` | nothing | – |
 //! | C1 copying | and `compact/`, unfinished | the old database and an unfinished copy | the next open removes the copy |
-//! | C2 copied | and `compact/`, complete, synced, read through | the old database and a copy of it | the next open removes the copy |
-//! | C3 bare | `db` without `snap.*`, `compact/` | the old database; sled reads its whole log once, since it finds no snapshot of it | sled, and the next open removes the copy |
-//! | C4 swapped | the new `db` without `snap.*`, `compact/` without `db` | the new database; sled reads its whole log once | sled, and the next open removes the rest of the copy |
-//! | C5 done | the new `db` | nothing | – |
+//! | C2 copied | and `compact/`, complete, read through, synced | the old database and a copy of it | the next open removes the copy |
+//! | C3 decided | and `compacted/`, which was `compact/` | two databases, of which the new one counts | the next open does the rest |
+//! | C4 bare | `db` without `snap.*`, and `compacted/` | the same | the next open does the rest |
+//! | C5 swapped | the new `db` without `snap.*`; `compacted/` has them | the new database without its snapshot | the next open does the rest |
+//! | C6 whole | the new `db`, its `snap.*`, and what is left of `compacted/` | a folder that nobody needs | the next open removes it |
+//! | C7 done | the new `db`, its `snap.*` | nothing | – |
 //!
 //! ```text
-//! C0 ─ first write of the copy ─► C1 ─ copy equal to the old one, both closed ─► C2 ─ snapshots removed, folder synced ─► C3
-//! C3 ─ rename of `compact/db` to `db`: the instant of the swap; folder synced ─► C4 ─ `compact/` removed ─► C5
+//! C0 ─ first write of the copy ─► C1 ─ copy equal to the old one, both closed, synced ─► C2
+//! C2 ─ rename of `compact/` to `compacted/`: the instant of the decision ─► C3 ─ old snapshots removed ─► C4
+//! C4 ─ rename of `compacted/db` to `db` ─► C5 ─ rename of its snapshot ─► C6 ─ `compacted/` removed ─► C7
 //! ```
 //!
-//! A snapshot tells where in the log each page is: one of the old log must never stand beside the new one, so C3 comes
-//! before C4, with a sync in between. `conf` is the same for both, or nothing is swapped. The lock is held from C0 to C5.
+//! "The next open" is that of any program that opens the spool, before sled does. From C2 on each step is synced before the
+//! next one. `conf` is the same for both databases, or nothing is swapped. The lock is held from C0 to C7.
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,12 +30,11 @@ use std::path::{Path, PathBuf};
 use super::{END, each_pair};
 use crate::config::SpoolConfig;
 use crate::spool::database::{Change, Tree};
-use crate::spool::sled::open::{
-    BLOBS, CONF, COPY, DATABASE, io_error, protect_and_sync, wait_for_the_last_one,
-};
+use crate::spool::sled::open::{BLOBS, CONF, DATABASE, io_error, protect_and_sync, wait_for_the_last_one};
+use crate::spool::sled::swap::{self, COPY, Step};
 use crate::spool::sled::{SledSpool, SledTree};
 use crate::spool::space::Space;
-use crate::spool::{SpoolError, keys, sync};
+use crate::spool::{SpoolError, keys};
 
 /// Bytes of keys and values that are written to the copy at once.
 const PIECE: usize = 4 << 20;
@@ -80,8 +82,7 @@ pub enum CompactError {
 pub(super) enum State {
     Copying,
     Copied,
-    Bare,
-    Swapped,
+    Swapping(Step),
     Done,
 }
 
@@ -111,13 +112,14 @@ pub(super) fn compact_through(
             ));
         }
         wait_until_closed(&copy)?;
+        protect_and_sync(&copy)?;
         reached(State::Copied);
-        swap(&folder, &copy, reached)
+        exchange(&folder, &copy, reached)
     });
-    // C1, C2 → C0, C4 → C5. If it can't be removed, the next open says so.
-    let removed = fs::remove_dir_all(&copy);
+    // C1, C2 → C0
+    let removed = swap::remove(&copy);
     let compacted = result?;
-    removed.map_err(io_error(&copy, "can't be removed"))?;
+    removed?;
     drop(lock);
     reached(State::Done);
     Ok(compacted)
@@ -189,7 +191,6 @@ fn read_copy(copy: &Path) -> Result<Sum, CompactError> {
     if has_blobs(copy)? {
         return Err(CompactError::Unlike("the copy would have files in blobs/"));
     }
-    protect_and_sync(copy)?;
     Ok(sum_of(&new.tree)?)
 }
 
@@ -206,7 +207,7 @@ fn sum_of(tree: &SledTree) -> Result<Sum, SpoolError> {
     Ok(sum)
 }
 
-fn check_room(folder: &Path, bytes: u64) -> Result<(), CompactError> {
+pub(super) fn check_room(folder: &Path, bytes: u64) -> Result<(), CompactError> {
     let needed = COPY_AT_LEAST + (bytes as f64 * COPY_PER_BYTE) as u64;
     let free = Space::look(folder).map_err(io_error(folder, "its disk can't be looked at"))?.free;
     if free < needed {
@@ -228,39 +229,25 @@ fn wait_until_closed(folder: &Path) -> Result<(), SpoolError> {
     wait_for_the_last_one(&file, folder)
 }
 
-fn swap(folder: &Path, copy: &Path, reached: &mut dyn FnMut(State)) -> Result<Compacted, CompactError> {
+// C2 → C7, or C2 when it would be of no use.
+fn exchange(folder: &Path, copy: &Path, reached: &mut dyn FnMut(State)) -> Result<Compacted, CompactError> {
     let read =
         |folder: &Path| fs::read(folder.join(CONF)).map_err(io_error(folder, "its conf can't be read"));
     if read(folder)? != read(copy)? {
         return Err(CompactError::Unlike("the database was made with other settings than this program's"));
     }
-    let (old, new) = (folder.join(DATABASE), copy.join(DATABASE));
-    let length =
-        |path: &Path| fs::metadata(path).map(|file| file.len()).map_err(io_error(path, "can't be looked at"));
-    let (before, after) = (length(&old)?, length(&new)?);
+    if swap::snapshots(copy)?.is_empty() {
+        return Err(CompactError::Unlike("sled wrote no snapshot of the copy"));
+    }
+    let length = |folder: &Path| {
+        let database = folder.join(DATABASE);
+        fs::metadata(&database).map(|file| file.len()).map_err(io_error(&database, "can't be looked at"))
+    };
+    let (before, after) = (length(folder)?, length(copy)?);
     if after >= before {
         return Ok(Compacted { before, after: before });
     }
-    // C2 → C3
-    remove_snapshots(folder)?;
-    let synced = |folder: &Path| sync::sync_folder(folder).map_err(io_error(folder, "can't be synced"));
-    synced(folder)?;
-    reached(State::Bare);
-    // C3 → C4
-    fs::rename(&new, &old).map_err(io_error(&old, "can't be exchanged"))?;
-    synced(folder)?;
-    synced(copy)?;
-    reached(State::Swapped);
+    swap::decide(folder)?;
+    swap::finish(folder, &mut |step| reached(State::Swapping(step)))?;
     Ok(Compacted { before, after })
-}
-
-fn remove_snapshots(folder: &Path) -> Result<(), SpoolError> {
-    let failed = |source| io_error(folder, "the folder can't be read")(source);
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().to_string_lossy().starts_with("snap.") {
-            fs::remove_file(entry.path()).map_err(io_error(&entry.path(), "can't be removed"))?;
-        }
-    }
-    Ok(())
 }

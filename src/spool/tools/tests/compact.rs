@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::super::compact::{CompactError, State, compact, compact_through};
+use super::super::compact::{CompactError, State, check_room, compact, compact_through};
 use super::*;
 use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
+use crate::spool::sled::swap::{Step, settle, snapshots};
 use crate::spool::suite::departure;
 
 fn copy(from: &Path, to: &Path) {
@@ -79,17 +80,26 @@ fn a_crash_in_any_state_leaves_a_spool_that_opens_with_all_mail() {
     });
     let done = done.expect("compacted");
     let reached: Vec<State> = states.iter().map(|(state, _)| *state).collect();
-    assert_eq!(reached, [State::Copying, State::Copied, State::Bare, State::Swapped, State::Done]);
+    let steps = [Step::Decided, Step::Bare, Step::Swapped, Step::Whole].map(State::Swapping);
+    let expected = [&[State::Copying, State::Copied][..], &steps, &[State::Done]].concat();
+    assert_eq!(reached, expected);
     for (state, crash) in states {
-        let length = fs::metadata(crash.join("spool/db")).expect("there").len();
-        let swapped = matches!(state, State::Swapped | State::Done);
-        assert_eq!(length, if swapped { done.after } else { done.before }, "{state:?}");
+        // What is done before sled opens it, once or twice.
+        for _ in 0..2 {
+            settle(&crash.join("spool")).expect("settled");
+            let length = fs::metadata(crash.join("spool/db")).expect("there").len();
+            let decided = !matches!(state, State::Copying | State::Copied);
+            assert_eq!(length, if decided { done.after } else { done.before }, "{state:?}");
+            assert_eq!(snapshots(&crash.join("spool")).expect("readable").len(), 1, "{state:?}");
+        }
         // Twice: what the first open writes must be right too.
         for _ in 0..2 {
             let spool = sled_in(&crash).expect("opens");
             assert_eq!(all(&spool), before, "{state:?}");
             assert_eq!(checked(&spool).0, Vec::<String>::new(), "{state:?}");
-            assert!(!crash.join("spool/compact").exists(), "{state:?}");
+            for left in ["compact", "compacted"] {
+                assert!(!crash.join("spool").join(left).exists(), "{state:?}");
+            }
         }
     }
 }
@@ -107,7 +117,7 @@ fn a_spool_is_in_use_until_it_is_compacted() {
         }
     })
     .expect("compacted");
-    assert_eq!(reached, 5);
+    assert_eq!(reached, 7);
     assert!(sled_in(home.path()).is_ok());
 }
 
@@ -123,4 +133,13 @@ fn a_copy_that_is_not_like_the_spool_is_not_used() {
     });
     assert!(matches!(result, Err(CompactError::Unlike(_))), "{result:?}");
     assert_eq!(all(&sled_in(home.path()).expect("opens")), before);
+}
+
+#[test]
+fn a_copy_that_would_not_fit_is_not_begun() {
+    let home = folder();
+    check_room(home.path(), 1_000).expect("a small one fits");
+    let refused = check_room(home.path(), 1 << 50).expect_err("refused");
+    assert!(matches!(refused, CompactError::NoRoom { needed, .. } if needed > 1 << 50), "{refused}");
+    assert!(refused.to_string().contains("free some"), "{refused}");
 }
