@@ -19,6 +19,7 @@ pub mod machine;
 pub mod migrate;
 pub mod queue;
 pub mod serve;
+pub mod spool;
 pub mod summary;
 
 use std::fmt::Display;
@@ -60,6 +61,8 @@ enum Verb {
     Queue(queue::QueueArgs),
     /// See whom mail waits for, and suspend or resume a destination
     Destinations(destinations::DestinationsArgs),
+    /// Look into the spool of a relay that is stopped, carry its mail elsewhere, make its file small
+    Spool(spool::SpoolArgs),
     /// Say every problem of the configuration, or what would run
     Check,
     /// Print a configuration file with every key, its meaning and its default
@@ -78,6 +81,7 @@ impl Cli {
             Some(Verb::Destinations(args)) => {
                 with_config(read(), |config, _| destinations::run(args, &config))
             }
+            Some(Verb::Spool(args)) => with_config(read(), |config, _| spool::run(&args, &config)),
             Some(Verb::Demo) => demo::run(),
             Some(Verb::Config) => config::run(),
             Some(Verb::Migrate) => with_config(read(), |config, _| migrate::run(&config)),

@@ -32,8 +32,16 @@ impl ContentFiles {
     /// # Errors
     /// The system's; a file of that name must not exist.
     pub fn create(&self, id: QueueId, instance: &str) -> io::Result<ContentWriter> {
-        let name = format!("{id}.{instance}");
-        let path = self.folder.join(&name);
+        self.create_named(&format!("{id}.{instance}"))
+    }
+
+    /// As [`ContentFiles::create`], for a file that an export brings with its name.
+    ///
+    /// # Errors
+    /// The system's, and `InvalidInput` for a name that is no content file's.
+    pub(super) fn create_named(&self, name: &str) -> io::Result<ContentWriter> {
+        let path = self.path(name)?;
+        let name = name.to_owned();
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(ContentWriter {
             file,
@@ -71,6 +79,35 @@ impl ContentFiles {
             Err(SpoolError::Damaged { what, reason }) => Ok(Some(format!("{what}: {reason}"))),
             Err(error) => Err(error),
         }
+    }
+
+    /// The size of a finished file in bytes; `None` when it is not there.
+    ///
+    /// # Errors
+    /// The system's, and `InvalidInput` for a name that is no content file's.
+    pub(super) fn size(&self, name: &str) -> io::Result<Option<u64>> {
+        match fs::metadata(self.path(name)?) {
+            Ok(file) => Ok(Some(file.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls `each` with the name of every file in the folder, and the message it says it is of; `None` for a file that
+    /// is none of ours.
+    ///
+    /// # Errors
+    /// The system's, and those of `each`.
+    pub(super) fn each<E: From<io::Error>>(
+        &self,
+        mut each: impl FnMut(&str, Option<QueueId>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for entry in fs::read_dir(&self.folder)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            each(&name, parse_name(&name).map(|(id, _)| id))?;
+        }
+        Ok(())
     }
 
     /// Removes a file; one that is gone already is fine.

@@ -29,7 +29,8 @@
 //! happened or it did not. A commit is answered only after its sync, so a 250 means S2 is on the device.
 //!
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
-//! half allocated (made again at the next start), a wake key of a destination that has nothing due (the Queue, when that
+//! half allocated (made again at the next start), a compaction half done ([`tools::compact`] has its states; the next open
+//! removes the copy or finishes the swap), a wake key of a destination that has nothing due (the Queue, when that
 //! time comes), a new spool without its format record (it is written at the next start), records of an older format beside the
 //! mark of a migration (the next start goes on where it was).
 //!
@@ -53,6 +54,7 @@ pub mod space;
 #[cfg(test)]
 mod suite;
 pub mod sync;
+pub mod tools;
 mod write;
 
 use std::collections::HashSet;
@@ -425,6 +427,9 @@ pub enum SpoolError {
         "the spool {0} is in use by another posthaste; stop that one, or set spool.path to another folder"
     )]
     Locked(PathBuf),
+    /// It is not there.
+    #[error("there is no spool in {0}; set spool.path, or name the configuration of its relay with --config")]
+    Missing(PathBuf),
     /// A newer program wrote it.
     #[error(
         "the spool {path} has format {found}, this program reads up to format {known}; \

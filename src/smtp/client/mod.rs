@@ -20,6 +20,9 @@ mod tests;
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 pub use auth::Login;
 pub use extensions::Extensions;
 pub use facts::{End, Facts, RcptAnswer, Step, Timer, Trouble, TroubleKind};
@@ -27,7 +30,6 @@ pub use facts::{End, Facts, RcptAnswer, Step, Timer, Trouble, TroubleKind};
 use crate::smtp::address::{ForwardPath, ReversePath};
 use crate::smtp::framing::{ReplyLines, ReplyParser};
 use crate::smtp::reply::ReplyCode;
-use auth::base64;
 use exchange::{Exchange, Next, Phase};
 
 /// How a conversation begins.
@@ -344,8 +346,8 @@ impl Client {
             };
         };
         let (answer, next) = match step {
-            AuthStep::LoginUsername => (base64(login.username.as_bytes()), AuthStep::LoginPassword),
-            AuthStep::LoginPassword => (base64(login.password.as_bytes()), AuthStep::LoginResult),
+            AuthStep::LoginUsername => (STANDARD.encode(&login.username), AuthStep::LoginPassword),
+            AuthStep::LoginPassword => (STANDARD.encode(&login.password), AuthStep::LoginResult),
             AuthStep::Plain | AuthStep::LoginResult => return self.refuse(reply),
         };
         self.send(&[&answer]);

@@ -8,10 +8,12 @@
 //! but once every `flush_every_ms` sled's own thread may sync with the read side held: then a batch waits for it, and
 //! reads wait behind the batch, for one sync at most.
 //!
-//! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours.
+//! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours,
+//! and `compact/` or `compacted/` during a compaction. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
 pub(super) mod open;
+pub(super) mod swap;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +60,11 @@ impl SledSpool {
     /// The content files beside the database.
     pub fn files(&self) -> ContentFiles {
         ContentFiles::new(self.tree.folder.join(open::CONTENT))
+    }
+
+    /// The folder's lock: as long as it lives nobody else opens the spool, even when this one is closed.
+    pub(super) fn lock(&self) -> std::io::Result<File> {
+        self.tree._lock.try_clone()
     }
 }
 

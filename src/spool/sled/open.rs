@@ -16,17 +16,31 @@ use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys, migrate};
 use super::alarm::Alarm;
-use super::{SledSpool, SledTree, trouble};
+use super::{SledSpool, SledTree, swap, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
 
 pub(super) const CONTENT: &str = "content";
-const BLOBS: &str = "blobs";
-const DATABASE: &str = "db";
-const CONF: &str = "conf";
+pub(in crate::spool) const BLOBS: &str = "blobs";
+pub(in crate::spool) const DATABASE: &str = "db";
+pub(in crate::spool) const CONF: &str = "conf";
 const LOCK: &str = "lock";
+/// A first start that ended before it wrote the format leaves one segment of 512 KiB. In a longer file there was something:
+/// sled overlooks what it has when a snapshot is missing, and a spool must not start anew over lost mail.
+const EMPTY_MAX: u64 = 1 << 20;
 /// How often sled's own thread looks for segments to free (and syncs, which commits never rely on).
 const FLUSH_EVERY_MS: u64 = 500;
+
+/// What a spool is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To take mail: it is made if need be, its writes are proved durable, and it has its reserve.
+    Mail,
+    /// To be looked at: only sled writes, to put right what a crash left.
+    Look,
+    /// To become a copy: nothing is in it that was not put there.
+    Copy,
+}
 
 impl SledSpool {
     /// Opens the spool in `config.path`, or creates it. `instance` is a new random id of this run. Blocks.
@@ -35,18 +49,39 @@ impl SledSpool {
     /// [`SpoolError::Locked`], [`SpoolError::Newer`], [`SpoolError::NotDurable`], [`SpoolError::Full`], and
     /// [`SpoolError::Io`] or [`SpoolError::Database`] for a folder that can't be used.
     pub fn open(config: &SpoolConfig, instance: Uuid) -> Result<Self, SpoolError> {
-        match Self::try_open(config, instance) {
+        match Self::try_open(config, instance, Purpose::Mail) {
             Err(SpoolError::Full(path)) if space::release_reserve(&config.path) => {
                 tracing::warn!(path = %path.display(), "the disk is full: the reserve is used to deliver and remove mail");
-                Self::try_open(config, instance)
+                Self::try_open(config, instance, Purpose::Mail)
             }
             other => other,
         }
     }
 
-    fn try_open(config: &SpoolConfig, instance: Uuid) -> Result<Self, SpoolError> {
+    /// Opens a spool that is there and leaves it as it is, but for what sled does when it opens its database. Blocks.
+    ///
+    /// # Errors
+    /// [`SpoolError::Missing`], and those of [`SledSpool::open`] but for `NotDurable`.
+    pub fn open_existing(config: &SpoolConfig) -> Result<Self, SpoolError> {
+        let database = config.path.join(DATABASE);
+        match fs::metadata(&database) {
+            Ok(_) => Self::try_open(config, Uuid::nil(), Purpose::Look),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Err(SpoolError::Missing(config.path.clone()))
+            }
+            Err(error) => Err(io_error(&database, "can't be looked at")(error)),
+        }
+    }
+
+    /// Opens a database in `config.path` that has nothing of a spool yet, or what was copied into it. Blocks.
+    pub(in crate::spool) fn open_copy(config: &SpoolConfig) -> Result<Self, SpoolError> {
+        Self::try_open(config, Uuid::nil(), Purpose::Copy)
+    }
+
+    fn try_open(config: &SpoolConfig, instance: Uuid, purpose: Purpose) -> Result<Self, SpoolError> {
         let folder = make_folder(&config.path)?;
         let lock = lock(&folder)?;
+        swap::settle(&folder)?;
         remove_unfinished_snapshots(&folder)?;
         for name in [CONTENT, BLOBS] {
             make_folder(&folder.join(name))?;
@@ -56,12 +91,23 @@ impl SledSpool {
         let own = private_file(&database).map_err(io_error(&database, "can't be opened for writing"))?;
         wait_for_the_last_one(&own, &folder)?;
         remove_unfinished_conf(&own, &folder)?;
+        let length = own.metadata().map_err(io_error(&database, "can't be looked at"))?.len();
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
         let (db, alarm) = open_database(&folder, config.cache)?;
         let instance = instance.simple().to_string();
         let tree =
             SledTree { _alarm: alarm, db, watch, failed: OnceLock::new(), folder, instance, _lock: lock };
-        match make_ready(&tree, &Bounds::of(config)) {
+        let ready = match purpose {
+            _ if tree.db.is_empty() && length > EMPTY_MAX => Err(SpoolError::Database {
+                path: tree.folder.clone(),
+                reason: format!("sled finds nothing in its {length} bytes"),
+            }),
+            Purpose::Mail => make_ready(&tree, &Bounds::of(config)),
+            Purpose::Look if tree.db.is_empty() => Ok(()),
+            Purpose::Look => begin(&tree).map(drop),
+            Purpose::Copy => Ok(()),
+        };
+        match ready {
             Ok(()) => Ok(Self { tree }),
             Err(error) => {
                 // sled panics in its destructor when its last sync fails, too: what failed first is what to tell.
@@ -80,7 +126,7 @@ fn make_ready(tree: &SledTree, bounds: &Bounds) -> Result<(), SpoolError> {
 }
 
 /// The system's error, with what to do.
-fn io_error(path: &Path, what: &str) -> impl FnOnce(io::Error) -> SpoolError {
+pub(in crate::spool) fn io_error(path: &Path, what: &str) -> impl FnOnce(io::Error) -> SpoolError {
     move |source| match source.kind() {
         io::ErrorKind::StorageFull => SpoolError::Full(path.to_owned()),
         kind => {
@@ -137,7 +183,7 @@ fn lock(folder: &Path) -> Result<File, SpoolError> {
 }
 
 /// sled's threads may hold a database for a moment after it was dropped in this very process.
-fn wait_for_the_last_one(database: &File, folder: &Path) -> Result<(), SpoolError> {
+pub(in crate::spool) fn wait_for_the_last_one(database: &File, folder: &Path) -> Result<(), SpoolError> {
     for _ in 0..200 {
         if database.try_lock().is_ok() {
             return database.unlock().map_err(io_error(folder, "can't be unlocked"));
@@ -237,7 +283,7 @@ fn change(key: &[u8], value: sled::IVec) -> Change {
 }
 
 /// sled syncs none of its names, and leaves modes to the umask. At each start: the last one may have died before this.
-fn protect_and_sync(folder: &Path) -> Result<(), SpoolError> {
+pub(in crate::spool) fn protect_and_sync(folder: &Path) -> Result<(), SpoolError> {
     let failed = |source| io_error(folder, "can't be synced")(source);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;

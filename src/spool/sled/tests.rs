@@ -309,3 +309,21 @@ fn a_damaged_record_of_the_last_start_stops_nothing_and_a_damaged_format_is_told
         );
     }
 }
+
+#[test]
+fn a_database_in_which_sled_finds_nothing_is_no_new_spool() {
+    let home = folder();
+    drop(sled_in(home.path()).expect("opens"));
+    let database = home.path().join("spool/db");
+    for entry in fs::read_dir(home.path().join("spool")).expect("a folder") {
+        let entry = entry.expect("an entry");
+        if entry.file_name().to_string_lossy().starts_with("snap.") {
+            fs::remove_file(entry.path()).expect("removed");
+        }
+    }
+    fs::write(&database, vec![0; 3 << 20]).expect("written");
+    let refused = sled_in(home.path()).map(drop).expect_err("refused").to_string();
+    assert!(refused.contains("sled finds nothing in its 3145728 bytes"), "{refused}");
+    fs::write(&database, vec![0; 512 << 10]).expect("written");
+    assert!(sled_in(home.path()).is_ok(), "as a first start leaves it");
+}

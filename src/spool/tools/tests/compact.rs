@@ -1,0 +1,145 @@
+//! Compaction: smaller, all there, and whole at every instant.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::super::compact::{CompactError, State, check_room, compact, compact_through};
+use super::*;
+use crate::config::SpoolConfig;
+use crate::spool::SpoolError;
+use crate::spool::sled::swap::{Step, settle, snapshots};
+use crate::spool::suite::departure;
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+fn config(home: &Path) -> SpoolConfig {
+    SpoolConfig { path: home.join("spool"), reserve: 0, ..SpoolConfig::default() }
+}
+
+/// A spool with a large file of which little is used, stopped and started a few times.
+fn grown(home: &Path) {
+    drop(filled(home));
+    for round in 0..3 {
+        let spool = sled_in(home).expect("opens");
+        for number in 10..=250 {
+            let gone = envelope(number, 30_000 + round, vec![recipient("x@a.example")]);
+            spool.commit(&[Op::PutMessage(gone, Content::Memory(bytes(30_000 + round)))]).expect("committed");
+        }
+        for number in 10..=250 {
+            let gone = envelope(number, 30_000 + round, vec![recipient("x@a.example")]);
+            spool.commit(&departure(&gone, false)).expect("committed");
+        }
+    }
+}
+
+#[test]
+fn a_compacted_spool_is_smaller_and_has_all_that_was_there() {
+    let home = folder();
+    grown(home.path());
+    let spool = sled_in(home.path()).expect("opens");
+    // Whatever else is in it.
+    put(&spool, b"", b"first");
+    put(&spool, b"\xff\xff", b"last");
+    let (before, counters) = (all(&spool), spool.counters().expect("readable"));
+    drop(spool);
+    let length = || fs::metadata(home.path().join("spool/db")).expect("there").len();
+    let grown = length();
+    let done = compact(&config(home.path())).expect("compacted");
+    assert_eq!((done.before, done.after), (grown, length()));
+    assert!(done.after * 4 < done.before, "{done:?}");
+    let spool = sled_in(home.path()).expect("opens");
+    assert_eq!((all(&spool), spool.counters().expect("readable")), (before, counters));
+    assert_eq!(checked(&spool).1.harmless, 2);
+    drop(spool);
+    let again = compact(&config(home.path())).expect("compacted");
+    assert!(again.after <= again.before, "{again:?}");
+    assert!(!home.path().join("spool/compact").exists());
+}
+
+#[test]
+fn a_crash_in_any_state_leaves_a_spool_that_opens_with_all_mail() {
+    let (home, crashes) = (folder(), folder());
+    grown(home.path());
+    let before = all(&sled_in(home.path()).expect("opens"));
+    let mut states: Vec<(State, PathBuf)> = Vec::new();
+    let done = compact_through(&config(home.path()), &mut |state| {
+        let crash = crashes.path().join(states.len().to_string());
+        copy(&home.path().join("spool"), &crash.join("spool"));
+        states.push((state, crash));
+    });
+    let done = done.expect("compacted");
+    let reached: Vec<State> = states.iter().map(|(state, _)| *state).collect();
+    let steps = [Step::Decided, Step::Bare, Step::Swapped, Step::Whole].map(State::Swapping);
+    let expected = [&[State::Copying, State::Copied][..], &steps, &[State::Done]].concat();
+    assert_eq!(reached, expected);
+    for (state, crash) in states {
+        // What is done before sled opens it, once or twice.
+        for _ in 0..2 {
+            settle(&crash.join("spool")).expect("settled");
+            let length = fs::metadata(crash.join("spool/db")).expect("there").len();
+            let decided = !matches!(state, State::Copying | State::Copied);
+            assert_eq!(length, if decided { done.after } else { done.before }, "{state:?}");
+            assert_eq!(snapshots(&crash.join("spool")).expect("readable").len(), 1, "{state:?}");
+        }
+        // Twice: what the first open writes must be right too.
+        for _ in 0..2 {
+            let spool = sled_in(&crash).expect("opens");
+            assert_eq!(all(&spool), before, "{state:?}");
+            assert_eq!(checked(&spool).0, Vec::<String>::new(), "{state:?}");
+            for left in ["compact", "compacted"] {
+                assert!(!crash.join("spool").join(left).exists(), "{state:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_spool_is_in_use_until_it_is_compacted() {
+    let home = folder();
+    grown(home.path());
+    let mut reached = 0;
+    compact_through(&config(home.path()), &mut |state| {
+        reached += 1;
+        if state != State::Done {
+            let refused = sled_in(home.path()).map(drop);
+            assert!(matches!(refused, Err(SpoolError::Locked(_))), "{state:?}");
+        }
+    })
+    .expect("compacted");
+    assert_eq!(reached, 7);
+    assert!(sled_in(home.path()).is_ok());
+}
+
+#[test]
+fn a_copy_that_is_not_like_the_spool_is_not_used() {
+    let home = folder();
+    grown(home.path());
+    let before = all(&sled_in(home.path()).expect("opens"));
+    let result = compact_through(&config(home.path()), &mut |state| {
+        if state == State::Copied {
+            fs::write(home.path().join("spool/compact/conf"), "of other settings").expect("written");
+        }
+    });
+    assert!(matches!(result, Err(CompactError::Unlike(_))), "{result:?}");
+    assert_eq!(all(&sled_in(home.path()).expect("opens")), before);
+}
+
+#[test]
+fn a_copy_that_would_not_fit_is_not_begun() {
+    let home = folder();
+    check_room(home.path(), 1_000).expect("a small one fits");
+    let refused = check_room(home.path(), 1 << 50).expect_err("refused");
+    assert!(matches!(refused, CompactError::NoRoom { needed, .. } if needed > 1 << 50), "{refused}");
+    assert!(refused.to_string().contains("free some"), "{refused}");
+}
