@@ -16,7 +16,9 @@ pub mod config;
 pub mod demo;
 pub mod machine;
 pub mod queue;
+pub mod rescue;
 pub mod serve;
+pub mod spool;
 pub mod summary;
 
 use std::fmt::Display;
@@ -56,6 +58,9 @@ enum Verb {
     Demo,
     /// Look into the queue of the running relay, and change it
     Queue(queue::QueueArgs),
+    /// Work on a spool that no relay runs on
+    #[command(subcommand)]
+    Spool(spool::SpoolVerb),
     /// Say every problem of the configuration, or what would run
     Check,
     /// Print a configuration file with every key, its meaning and its default
@@ -69,6 +74,7 @@ impl Cli {
         match self.verb {
             None | Some(Verb::Serve) => with_config(read(), serve::run),
             Some(Verb::Queue(args)) => with_config(read(), |config, _| queue::run(args, &config)),
+            Some(Verb::Spool(verb)) => spool::run(verb),
             Some(Verb::Demo) => demo::run(),
             Some(Verb::Config) => config::run(),
             Some(Verb::Check) => check::run(read()),
