@@ -144,7 +144,8 @@ mod tests {
         let report =
             Report { messages: 1, quarantined: 1, records_unreadable: 2, files_left: 1, ..Report::default() };
         let told = told(&report);
-        for part in ["1 message that is there in part", "2 records could not", "1 content file that no", "twice"]
+        for part in
+            ["1 message that is there in part", "2 records could not", "1 content file that no", "twice"]
         {
             assert!(told.contains(part), "{part}: {told}");
         }

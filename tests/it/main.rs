@@ -13,6 +13,7 @@ mod drain;
 mod durable;
 mod output;
 mod quarantine;
+mod rescue;
 mod startup;
 mod tidy;
 mod tools;

@@ -8,7 +8,8 @@
 //! Where the log ends follows sled. A batch has a manifest in front that names its last position, and is written before the
 //! next one begins: so all before the last readable manifest was on the disk once, and what is missing there is damage.
 //! From that manifest on messages must follow each other without a gap. If they don't reach the end of its batch, a crash
-//! tore the batch, nobody was told that it is safe, and the log ends before it.
+//! tore the batch, nobody was told that it is safe, and the log ends before it. (sled gives up a last batch for a single
+//! damaged message in it, too. Here such a one is stepped over: the rest was answered 250, most likely.)
 
 use std::fs::File;
 use std::io;
@@ -215,21 +216,20 @@ impl Log {
         if batch_end.is_some_and(|last| last >= end) { begin } else { end }
     }
 
-    /// The end of the messages that follow each other without a gap from a place in a segment on.
+    /// The end of the last readable one of the messages that follow each other from a place in a segment on.
     fn follow(&self, mut index: usize, mut at: usize, buffer: &mut [u8]) -> u64 {
+        let mut end = self.segments[index].number * SIZE + at as u64;
         loop {
             let segment = self.segments[index];
             let base = segment.number * SIZE;
             self.read_segment(segment.offset, buffer);
-            let mut end = base + at as u64;
             let mut whole = true;
+            end = end.max(base + at as u64);
             for step in Walk::from(buffer, segment.number, at) {
                 match step {
                     Step::Message(at, message) => end = base + (at + message.len()) as u64,
-                    Step::Damaged(..) | Step::Lost(_) => {
-                        whole = false;
-                        break;
-                    }
+                    Step::Damaged(..) => {}
+                    Step::Lost(_) => whole = false,
                 }
             }
             let next = self.segments.partition_point(|next| next.number <= segment.number);

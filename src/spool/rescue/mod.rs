@@ -135,8 +135,7 @@ pub fn rescue(from: &Path, to: &Path) -> Result<Report, RescueError> {
     let config = SpoolConfig { path: to.to_owned(), reserve: 0, ..SpoolConfig::default() };
     let new = SledSpool::open(&config, Uuid::new_v4())?;
     let files = ContentFiles::new(from.join(open::CONTENT));
-    rebuild::rebuild(&old, &files, &new)
-        .map_err(|error| RescueError::HalfWay { to: to.to_owned(), error })
+    rebuild::rebuild(&old, &files, &new).map_err(|error| RescueError::HalfWay { to: to.to_owned(), error })
 }
 
 /// Makes sure that nobody has the old spool open, and keeps it so while the files live. A read-only handle is enough.

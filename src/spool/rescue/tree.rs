@@ -1,8 +1,8 @@
 //! The records of a spool, read from its log instead of through sled.
 //!
-//! In a sound log the leaves that the root leads to share all keys between them, and nothing else counts: a crash may have
-//! left others. In a damaged one the way from the root may be an old one, so each part of the keys is read from the
-//! newest leaf that claims it, and what then has no leaf, from the newest version of any leaf that the log still has.
+//! In a sound log the leaves that the root leads to share all keys between them. In a damaged one the way from the root may
+//! be an old one. So each part of the keys is read from the newest leaf that claims it, and what then has no leaf, from
+//! the newest version of any leaf that the log still has.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -25,6 +25,8 @@ pub struct Salvaged {
     log: Log,
     leaves: Vec<Version>,
     claims: Claims,
+    /// Where what is not found there may be.
+    others: Claims,
     /// Whether something may be missing that left no hole of known place.
     incomplete: bool,
     older: u64,
@@ -53,41 +55,59 @@ impl Salvaged {
     pub fn read(mut log: Log) -> Self {
         let pages = Pages::read(&mut log);
         let older = stale(&pages, log.damage());
-        let nothing = pages.is_empty() && log.damage().is_none();
+        let nothing = pages.is_empty();
         let (reached, dangling) = reach(&pages, &log);
         let mut salvaged = Self {
             log,
             leaves: pages.into_leaves().collect(),
             claims: Claims::default(),
+            others: Claims::default(),
             incomplete: false,
             older,
             missing: 0,
             state: Mutex::default(),
         };
-        salvaged.leaves.sort_by_cached_key(|leaf| (rank(leaf, &reached), Reverse(leaf.last())));
         salvaged.share_out();
-        let mut gaps = salvaged.claims.gaps();
-        if nothing || (gaps.is_empty() && !dangling && salvaged.damage().is_none()) {
+        if nothing {
             return salvaged;
         }
-        // The way from the root may be an old one.
-        salvaged.incomplete = salvaged.damage().segments > 0 || dangling || !gaps.is_empty();
-        let mut leaves = std::mem::take(&mut salvaged.leaves);
-        leaves.sort_by_cached_key(|leaf| (leaf.merging, Reverse(salvaged.certain(leaf))));
-        salvaged.leaves = leaves;
+        let damaged = !salvaged.damage().is_none();
+        if !damaged && !dangling && salvaged.claims.gaps().is_empty() {
+            salvaged.keep_others(&reached);
+            return salvaged;
+        }
+        salvaged.incomplete =
+            salvaged.damage().segments > 0 || dangling || !salvaged.claims.gaps().is_empty();
         salvaged.share_out();
-        gaps = salvaged.claims.gaps();
+        let gaps = salvaged.claims.gaps();
         if !gaps.is_empty() {
             salvaged.fill(&gaps);
         }
         salvaged
     }
 
-    /// Gives each leaf what those before it have left.
+    /// Gives each leaf what newer ones have left; the keys of a leaf that is being merged are in another one, unless a
+    /// crash came before that.
     fn share_out(&mut self) {
+        let mut leaves = std::mem::take(&mut self.leaves);
+        leaves.sort_by_cached_key(|leaf| (leaf.merging, Reverse(self.certain(leaf))));
+        self.leaves = leaves;
         self.claims = Claims::default();
         for (source, leaf) in self.leaves.iter().enumerate() {
             self.claims.claim(&leaf.lo, &leaf.hi, source);
+        }
+    }
+
+    /// A leaf that the root does not lead to although nothing is damaged: a crash left it, or segments that are all zeros
+    /// were not free but lost. So what the root leads to instead counts too.
+    fn keep_others(&mut self, reached: &HashSet<u64>) {
+        let is_reached = |source: &usize| reached.contains(&self.leaves[*source].page);
+        let strays = self.claims.0.values().filter(|(_, source)| !is_reached(source)).count();
+        if strays > 0 {
+            self.older += strays as u64;
+            for source in (0..self.leaves.len()).filter(is_reached) {
+                self.others.claim(&self.leaves[source].lo, &self.leaves[source].hi, source);
+            }
         }
     }
 
@@ -102,6 +122,16 @@ impl Salvaged {
             }
         }
         self.missing = self.claims.gaps().len() as u64;
+    }
+
+    /// What other leaves have between two keys.
+    fn more(&self, from: &[u8], to: &[u8]) -> Pairs {
+        let mut more = Pairs::new();
+        for (first, end, source) in self.others.between(from, to) {
+            let leaf = self.leaf(source);
+            more.extend(within(&leaf, first, end).map(|(key, value)| (key.clone(), value.clone())));
+        }
+        more
     }
 
     /// Whether something may be missing between two positions.
@@ -142,6 +172,14 @@ impl Salvaged {
     }
 }
 
+fn within<'a>(
+    pairs: &'a Pairs,
+    from: &'a [u8],
+    to: &'a [u8],
+) -> impl Iterator<Item = (&'a Vec<u8>, &'a Vec<u8>)> {
+    pairs.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
+}
+
 /// How many pages have a damaged message that is newer than all that is known of them.
 fn stale(pages: &Pages, damage: &Damage) -> u64 {
     let mut lost: HashMap<u64, u64> = HashMap::new();
@@ -173,36 +211,28 @@ fn reach(pages: &Pages, log: &Log) -> (HashSet<u64>, bool) {
     (reached, dangling)
 }
 
-fn rank(leaf: &Version, reached: &HashSet<u64>) -> u8 {
-    match (reached.contains(&leaf.page), leaf.merging) {
-        (true, false) => 0,
-        // Its keys are in its left sibling, unless the crash came before that.
-        (true, true) => 1,
-        (false, _) => 2,
-    }
-}
-
 impl Tree for Salvaged {
     const FILES: bool = true;
 
     fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
-        let claim = self.claims.at_or_after(key).next();
-        let claim = claim.filter(|(lo, _, _)| *lo <= key);
-        Ok(claim.and_then(|(_, _, source)| self.leaf(source).get(key).map(|value| value[..].into())))
+        let mut found = [&self.claims, &self.others].into_iter().filter_map(|claims| {
+            let (lo, _, source) = claims.at_or_after(key).next()?;
+            if lo <= key { self.leaf(source).get(key).map(|value| IVec::from(&value[..])) } else { None }
+        });
+        Ok(found.next())
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
-        for (lo, hi, source) in self.claims.at_or_after(from) {
-            if lo >= to {
-                break;
-            }
-            let (first, end) = (lo.max(from), if hi.is_empty() { to } else { hi.min(to) });
+        for (first, end, source) in self.claims.between(from, to) {
             let leaf = self.leaf(source);
-            if first < end {
-                let mut pairs = leaf.range::<[u8], _>((Bound::Included(first), Bound::Excluded(end)));
-                if !pairs.all(|(key, value)| visit(key, value)) {
-                    break;
-                }
+            let more = self.more(first, end);
+            let whole = if more.is_empty() {
+                leaf
+            } else {
+                Arc::new(more.into_iter().chain((*leaf).clone()).collect())
+            };
+            if !within(&whole, first, end).all(|(key, value)| visit(key, value)) {
+                break;
             }
         }
         Ok(())
@@ -227,7 +257,8 @@ impl Claims {
         let mut at = lo.to_vec();
         let mut claimed = false;
         while hi.is_empty() || *at < *hi {
-            if let Some((_, (end, _))) = self.0.range::<[u8], _>((Bound::Unbounded, Bound::Included(&at[..]))).next_back()
+            if let Some((_, (end, _))) =
+                self.0.range::<[u8], _>((Bound::Unbounded, Bound::Included(&at[..]))).next_back()
                 && (end.is_empty() || *end > at)
             {
                 if end.is_empty() {
@@ -263,6 +294,18 @@ impl Claims {
         }
         gaps.extend(at.map(|at| (at, Vec::new())));
         gaps
+    }
+
+    /// The parts from one key up to another, cut to these.
+    fn between<'a>(
+        &'a self,
+        from: &'a [u8],
+        to: &'a [u8],
+    ) -> impl Iterator<Item = (&'a [u8], &'a [u8], usize)> {
+        let parts = self.at_or_after(from).take_while(move |(lo, _, _)| *lo < to);
+        let cut = parts
+            .map(move |(lo, hi, source)| (lo.max(from), if hi.is_empty() { to } else { hi.min(to) }, source));
+        cut.filter(|(first, end, _)| first < end)
     }
 
     /// Lower end, upper end and leaf of the parts that end after `key`, in order.

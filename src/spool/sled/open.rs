@@ -190,7 +190,10 @@ fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, SpoolError>) -> Re
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("for no known reason");
         // One line of it is enough: sled appends what it had in memory.
         let line = text.lines().next().unwrap_or_default();
-        Err(SpoolError::Database { path: folder.to_owned(), reason: format!("it is damaged, sled gave up: {line}") })
+        Err(SpoolError::Database {
+            path: folder.to_owned(),
+            reason: format!("it is damaged, sled gave up: {line}"),
+        })
     })
 }
 

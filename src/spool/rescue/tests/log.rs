@@ -11,7 +11,13 @@ use super::super::tree::PageFacts;
 use super::*;
 
 fn database(home: &Path) -> sled::Db {
-    sled::Config::new().path(home).flush_every_ms(Some(50)).open().expect("opens")
+    let config = sled::Config::new().path(home).flush_every_ms(Some(50));
+    // sled's threads may hold the file for a moment after the last one was dropped.
+    let mut tries = std::iter::repeat_with(|| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        config.open()
+    });
+    tries.by_ref().take(1_000).find_map(Result::ok).expect("opens")
 }
 
 #[track_caller]
@@ -24,10 +30,10 @@ fn assert_like_sled(spool: &Path) {
 #[test]
 fn a_spool_through_which_thousands_of_messages_went_reads_as_sled_reads_it() {
     let home = folder();
-    let live = churned(home.path(), 4_000, 300);
+    let live = churned(home.path(), 2_400, 200);
     let spool = home.path().join("spool");
     let segments = fs::metadata(spool.join("db")).expect("there").len() / SEGMENT as u64;
-    assert!(segments < 100, "{segments} segments: they were not used again");
+    assert!(segments < 40, "{segments} segments: they were not used again");
     assert_like_sled(&spool);
     assert_eq!(whole(&salvaged(&spool), &live), live);
     assert!(salvaged(&spool).damage().is_none());
@@ -66,7 +72,8 @@ fn a_log_that_ends_anywhere_in_its_last_batches_reads_as_sled_reads_it() {
     for round in 0_u32..60 {
         let mut batch = sled::Batch::default();
         for number in 0_u32..20 {
-            batch.insert(format!("key{:04}", (round * 7 + number) % 200).as_bytes(), vec![1; dice.below(900)]);
+            batch
+                .insert(format!("key{:04}", (round * 7 + number) % 200).as_bytes(), vec![1; dice.below(900)]);
         }
         db.apply_batch(batch).and_then(|()| db.flush()).expect("written");
     }
@@ -102,7 +109,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Keys that share long beginnings, so that prefixes of pages differ.
 fn key(number: u16) -> Vec<u8> {
-    let group = ["a", "queue", "queue/of/mail/", "queue/of/mail/for/some/destination/"][usize::from(number % 4)];
+    let group =
+        ["a", "queue", "queue/of/mail/", "queue/of/mail/for/some/destination/"][usize::from(number % 4)];
     let mut key = group.as_bytes().to_vec();
     key.extend_from_slice(&(number / 4).to_be_bytes());
     key

@@ -110,13 +110,16 @@ fn departure(number: u64) -> Op {
     Op::RemoveMessage { envelope: message(number).0, states: false }
 }
 
+/// Messages in one commit.
+const AT_ONCE: usize = 20;
+
 /// A spool in `home/spool` through which many messages went, and the numbers of those that are there.
 fn churned(home: &Path, messages: u64, stay: u64) -> Vec<u64> {
     let spool = sled_in(home).expect("opens");
     let mut dice = Dice(4_711);
     let mut live: Vec<u64> = Vec::new();
-    for first in (0..messages).step_by(40) {
-        let last = (first + 40).min(messages);
+    for first in (0..messages).step_by(AT_ONCE) {
+        let last = (first + AT_ONCE as u64).min(messages);
         let mut ops: Vec<Op> = (first..last).map(arrival).collect();
         live.extend(first..last);
         while live.len() as u64 > stay {
