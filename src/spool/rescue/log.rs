@@ -9,7 +9,8 @@
 //! next one begins: so all before the last readable manifest was on the disk once, and what is missing there is damage.
 //! From that manifest on messages must follow each other without a gap. If they don't reach the end of its batch, a crash
 //! tore the batch, nobody was told that it is safe, and the log ends before it. (sled gives up a last batch for a single
-//! damaged message in it, too. Here such a one is stepped over: the rest was answered 250, most likely.)
+//! damaged message in it, too. Here such a one is stepped over: the rest was answered 250, most likely.) The end of a log
+//! may also have been lost later; who finds that what is before the end does not fit together asks for all: [`Log::read_on`].
 
 use std::fs::File;
 use std::io;
@@ -31,6 +32,8 @@ pub struct Log {
     segments: Vec<Segment>,
     /// No message from this position on is read.
     end: u64,
+    /// Whether there are any.
+    torn: bool,
     damage: Damage,
 }
 
@@ -101,7 +104,8 @@ impl Log {
     /// The system's, when not even the size of the file is known.
     pub fn open(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let mut log = Self { file, segments: Vec::new(), end: u64::MAX, damage: Damage::default() };
+        let mut log =
+            Self { file, segments: Vec::new(), end: u64::MAX, torn: false, damage: Damage::default() };
         let mut buffer = vec![0; SEGMENT];
         for offset in (0..length).step_by(SEGMENT) {
             log.read_segment(offset, &mut buffer);
@@ -126,20 +130,26 @@ impl Log {
     pub fn read(&mut self, mut visit: impl FnMut(Entry<'_>)) {
         let mut damage = Damage { segments: self.damage.segments, ..Damage::default() };
         let mut buffer = vec![0; SEGMENT];
-        for segment in self.segments.iter().filter(|segment| segment.number * SIZE < self.end) {
+        self.torn = false;
+        for segment in &self.segments {
+            let base = segment.number * SIZE;
+            if base >= self.end {
+                self.torn = true;
+                break;
+            }
             self.read_segment(segment.offset, &mut buffer);
             for step in Walk::new(&buffer, segment.number) {
                 match step {
-                    Step::Message(at, _) | Step::Damaged(at, _) | Step::Lost(at)
-                        if segment.number * SIZE + at as u64 >= self.end =>
-                    {
+                    Step::Message(at, _) if base + at as u64 >= self.end => {
+                        self.torn = true;
                         break;
                     }
+                    Step::Damaged(at, _) | Step::Lost(at) if base + at as u64 >= self.end => break,
                     Step::Message(at, message) if message.kind != Kind::Elsewhere => {
                         visit(entry(segment, at, message));
                     }
                     Step::Message(at, message) | Step::Damaged(at, message) => {
-                        damage.step_over(segment.number * SIZE + at as u64, &message);
+                        damage.step_over(base + at as u64, &message);
                     }
                     Step::Lost(at) => damage.give_up(segment.number, at),
                 }
@@ -147,6 +157,16 @@ impl Log {
         }
         damage.holes.sort_unstable();
         self.damage = damage;
+    }
+
+    /// Whether there are messages behind the end of the log; known after [`Log::read`].
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// From now on these are read too.
+    pub fn read_on(&mut self) {
+        self.end = u64::MAX;
     }
 
     /// Reads a place again; `None` when the disk refuses.

@@ -11,13 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sled::IVec;
 
-use super::super::SpoolError;
 use super::super::database::{Change, Tree, Visit};
+use super::super::{Counters, SpoolError, read};
 use super::log::{Damage, Log};
 use super::pages::{self, Pages, Pairs, Version};
+use crate::mail::id::QueueId;
 
 /// Leaves that are kept in memory, of some 100 KiB at most each.
 const CACHED: usize = 64;
+
+/// Messages that are counted at once.
+const PATROLLED_AT_ONCE: usize = 1_000;
 
 /// The records that could be read.
 #[derive(Debug)]
@@ -51,8 +55,41 @@ pub struct PageFacts {
 }
 
 impl Salvaged {
-    /// Reads the log, all of it, once or twice.
-    pub fn read(mut log: Log) -> Self {
+    /// Reads the log, all of it, and again when it is damaged. What is behind its end is left out, unless what is before it
+    /// does not fit together: then the end itself was lost.
+    pub fn read(log: Log) -> Self {
+        let salvaged = Self::arrange(log);
+        if !salvaged.log.is_torn() || salvaged.fits_together() {
+            return salvaged;
+        }
+        let mut log = salvaged.log;
+        log.read_on();
+        Self::arrange(log)
+    }
+
+    /// Whether the messages are those that the counters of the last commit count.
+    fn fits_together(&self) -> bool {
+        if !self.damage().is_none() || self.pages() != PageFacts::default() {
+            return false;
+        }
+        let Ok(counters) = read::counters(self) else { return false };
+        let mut counted = Counters::default();
+        let mut from = Some(QueueId::from_bytes([0; 16]));
+        while let Some(id) = from {
+            let Ok(found) = read::patrol(self, id, PATROLLED_AT_ONCE) else { return false };
+            if !found.damaged.is_empty() {
+                return false;
+            }
+            counted.messages += found.counted.messages;
+            counted.recipients += found.counted.recipients;
+            counted.bytes += found.counted.bytes;
+            from = found.next;
+        }
+        (counted.messages, counted.recipients, counted.bytes)
+            == (counters.messages, counters.recipients, counters.bytes)
+    }
+
+    fn arrange(mut log: Log) -> Self {
         let pages = Pages::read(&mut log);
         let older = stale(&pages, log.damage());
         let nothing = pages.is_empty();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::super::database::Tree;
 use super::super::suite::{bytes, envelope, recipient, sled_in};
-use super::super::{Op, Spool, keys};
+use super::super::{Counters, Op, Spool, keys};
 use super::log::Log;
 use super::tree::Salvaged;
 use crate::mail::envelope::{Content, Envelope};
@@ -126,10 +126,21 @@ fn churned(home: &Path, messages: u64, stay: u64) -> Vec<u64> {
             let gone = live.swap_remove(dice.below(live.len()));
             ops.push(departure(gone));
         }
+        ops.push(Op::Counters(counters(&live)));
         spool.commit(&ops).expect("committed");
     }
     live.sort_unstable();
     live
+}
+
+fn counters(live: &[u64]) -> Counters {
+    let mut counters = Counters::default();
+    for envelope in live.iter().map(|number| message(*number).0) {
+        counters.messages += 1;
+        counters.recipients += envelope.recipients.len() as u64;
+        counters.bytes += envelope.size;
+    }
+    Counters { tree_bytes: counters.bytes, ..counters }
 }
 
 /// The messages that are whole in these records.

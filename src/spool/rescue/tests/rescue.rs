@@ -6,7 +6,7 @@ use super::super::{Report, RescueError, rescue};
 use super::*;
 use crate::mail::envelope::{ContentPlace, RecipientState, Status};
 use crate::spool::suite::{deferred, domain, last};
-use crate::spool::{Counters, DestinationRecord, SpoolError};
+use crate::spool::{DestinationRecord, SpoolError};
 
 /// A spool, and where the rescue puts its own.
 struct Setting {
