@@ -72,7 +72,7 @@ fn assert_nothing_made_up(salvaged: &Salvaged, messages: u64) {
     }
     for number in 0..messages {
         let (envelope, content) = message(number);
-        if let Ok(found) = super::super::super::read::content(salvaged, envelope.id) {
+        if let Ok(found) = crate::spool::read::content(salvaged, envelope.id) {
             assert_eq!(found, content, "the content of another message, or a part of one");
         }
     }

@@ -13,11 +13,12 @@ use super::*;
 fn database(home: &Path) -> sled::Db {
     let config = sled::Config::new().path(home).flush_every_ms(Some(50));
     // sled's threads may hold the file for a moment after the last one was dropped.
-    let mut tries = std::iter::repeat_with(|| {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    let (_open, never) = std::sync::mpsc::channel::<()>();
+    let tries = std::iter::repeat_with(|| {
+        let _ = never.recv_timeout(std::time::Duration::from_millis(5));
         config.open()
     });
-    tries.by_ref().take(1_000).find_map(Result::ok).expect("opens")
+    tries.take(1_000).find_map(Result::ok).expect("opens")
 }
 
 #[track_caller]
