@@ -18,6 +18,7 @@ pub mod destinations;
 pub mod machine;
 pub mod migrate;
 pub mod queue;
+pub mod rescue;
 pub mod serve;
 pub mod spool;
 pub mod summary;

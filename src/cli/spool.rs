@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::rescue::{self, RescueArgs};
 use super::{complain, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SpoolConfig};
@@ -57,6 +58,8 @@ pub enum SpoolVerb {
     },
     /// Write the database anew, so that the room that removed mail left in its file is free again
     Compact,
+    /// Save what can be read from a spool whose database can't be opened, into a new spool
+    Rescue(RescueArgs),
 }
 
 /// Runs `posthaste spool`. The code is 1 when it failed, or when `check` found damage.
@@ -66,6 +69,7 @@ pub fn run(args: &SpoolArgs, config: &Config) -> ExitCode {
         SpoolVerb::Export { output } => run_export(&config.spool, output.as_deref()),
         SpoolVerb::Import { file } => run_import(config, file),
         SpoolVerb::Compact => run_compact(&config.spool),
+        SpoolVerb::Rescue(args) => Ok(rescue::run(args)),
     };
     match done {
         Ok(code) => code,

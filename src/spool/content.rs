@@ -1,5 +1,6 @@
 //! Content files: large content streams to a file of its own while it arrives. All calls block.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,6 +10,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Spool, SpoolError, sync};
 use crate::mail::id::QueueId;
+
+/// Bytes of a file in memory while it is copied.
+const COPIED_AT_ONCE: usize = 256 << 10;
 
 /// The folder of the content files. A file is called `<queue id>.<instance id of the run that wrote it>`.
 #[derive(Clone, Debug)]
@@ -146,6 +150,60 @@ impl ContentFiles {
             }
         }
         Ok(removed)
+    }
+
+    /// How long a file is.
+    ///
+    /// # Errors
+    /// The system's, and `InvalidInput` for a name that is no content file's.
+    pub fn length(&self, name: &str) -> io::Result<u64> {
+        fs::metadata(self.path(name)?).map(|metadata| metadata.len())
+    }
+
+    /// Copies a file of another folder, under its name, and syncs it: now a commit may name it. The inner result is its
+    /// length, or why it can't be read; then nothing is left here.
+    ///
+    /// # Errors
+    /// It can't be written here.
+    pub fn copy_from(&self, other: &Self, name: &str) -> Result<Result<u64, String>, SpoolError> {
+        let opened = other.length(name).map_err(|error| error.to_string());
+        let opened = opened.and_then(|size| other.open(name, size).map_err(|error| error.to_string()));
+        let mut source = match opened {
+            Ok(source) => source,
+            Err(why) => return Ok(Err(why)),
+        };
+        let trouble = |source: io::Error| match source.kind() {
+            io::ErrorKind::StorageFull => SpoolError::Full(self.folder.clone()),
+            _ => {
+                let what = format!("can't write the content file {name}; check the disk");
+                SpoolError::Io { path: self.folder.clone(), what, source }
+            }
+        };
+        let mut writer = self.create_named(name).map_err(trouble)?;
+        loop {
+            match source.read_piece(COPIED_AT_ONCE) {
+                Ok(Some(piece)) => writer.write(&piece).map_err(trouble)?,
+                Ok(None) => break,
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
+        writer.finish().map(|(_, size)| Ok(size)).map_err(trouble)
+    }
+
+    /// The names of all files, by message.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub fn names(&self) -> io::Result<HashMap<QueueId, Vec<String>>> {
+        let mut names: HashMap<QueueId, Vec<String>> = HashMap::new();
+        for entry in fs::read_dir(&self.folder)? {
+            if let Ok(name) = entry?.file_name().into_string()
+                && let Some((id, _)) = parse_name(&name)
+            {
+                names.entry(id).or_default().push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Names come from records: one must never lead out of the folder.

@@ -49,6 +49,7 @@ mod patrol;
 mod quarantine;
 mod read;
 mod record;
+pub mod rescue;
 pub mod sled;
 pub mod space;
 #[cfg(test)]
@@ -451,7 +452,10 @@ pub enum SpoolError {
     )]
     Full(PathBuf),
     /// sled can't open or use its database.
-    #[error("spool {path}: the database can't be used ({reason}); keep the folder, it holds accepted mail")]
+    #[error(
+        "spool {path}: the database can't be used ({reason}); keep the folder, the mail in it can be saved with: \
+         posthaste spool rescue {path} TO (where TO is a new folder; then set spool.path to it)"
+    )]
     Database {
         /// The spool.
         path: PathBuf,

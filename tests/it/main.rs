@@ -15,6 +15,7 @@ mod durable;
 mod large;
 mod output;
 mod quarantine;
+mod rescue;
 mod spool_tools;
 mod startup;
 mod tidy;

@@ -20,11 +20,11 @@ use super::{SledSpool, SledTree, swap, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
 
-pub(super) const CONTENT: &str = "content";
+pub(in crate::spool) const CONTENT: &str = "content";
 pub(in crate::spool) const BLOBS: &str = "blobs";
 pub(in crate::spool) const DATABASE: &str = "db";
 pub(in crate::spool) const CONF: &str = "conf";
-const LOCK: &str = "lock";
+pub(in crate::spool) const LOCK: &str = "lock";
 /// A first start that ended before it wrote the format leaves one segment of 512 KiB. In a longer file there was something:
 /// sled overlooks what it has when a snapshot is missing, and a spool must not start anew over lost mail.
 const EMPTY_MAX: u64 = 1 << 20;
@@ -102,7 +102,7 @@ impl SledSpool {
                 path: tree.folder.clone(),
                 reason: format!("sled finds nothing in its {length} bytes"),
             }),
-            Purpose::Mail => make_ready(&tree, &Bounds::of(config)),
+            Purpose::Mail => guarded(&tree.folder, || make_ready(&tree, &Bounds::of(config))),
             Purpose::Look if tree.db.is_empty() => Ok(()),
             Purpose::Look => begin(&tree).map(drop),
             Purpose::Copy => Ok(()),
@@ -223,19 +223,42 @@ fn remove_unfinished_conf(database: &File, folder: &Path) -> Result<(), SpoolErr
 
 fn open_database(folder: &Path, cache: u64) -> Result<(sled::Db, Alarm), SpoolError> {
     let config = sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
-    // sled panics on some kinds of damage.
-    let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(opened) => opened.map_err(|error| trouble(folder, error))?,
-        Err(_) => {
-            return Err(SpoolError::Database {
-                path: folder.to_owned(),
-                reason: "it is damaged, the panic above tells where".to_owned(),
-            });
-        }
-    };
+    let db = guarded(folder, || config.open().map_err(|error| damage_or_trouble(folder, error)))?;
     let alarm =
         Alarm::set(config, db.clone()).map_err(io_error(folder, "no thread can be started for it"))?;
     Ok((db, alarm))
+}
+
+/// sled panics on some kinds of damage.
+fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, SpoolError>) -> Result<T, SpoolError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("for no known reason");
+        // One line of it is enough: sled appends what it had in memory.
+        let line = text.lines().next().unwrap_or_default();
+        Err(SpoolError::Database {
+            path: folder.to_owned(),
+            reason: format!("it is damaged, sled gave up: {line}"),
+        })
+    })
+}
+
+/// A database that ends too early, or that the disk can't read, is damaged too: retrying helps neither.
+fn damage_or_trouble(folder: &Path, error: sled::Error) -> SpoolError {
+    match error {
+        sled::Error::Io(source)
+            if matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+                || source.raw_os_error() == Some(libc::EIO) =>
+        {
+            let reason = format!("it is damaged: {source}");
+            SpoolError::Database { path: folder.to_owned(), reason }
+        }
+        sled::Error::Corruption { .. } => {
+            let reason = "it is damaged: a checksum in it is wrong".to_owned();
+            SpoolError::Database { path: folder.to_owned(), reason }
+        }
+        other => trouble(folder, other),
+    }
 }
 
 /// Checks the format, writes it into a new spool, and returns the number of the start before this one.

@@ -248,6 +248,37 @@ fn a_file_that_is_no_database_is_refused_without_ending_the_program() {
 }
 
 #[test]
+fn a_damaged_database_is_refused_with_the_command_that_saves_its_mail() {
+    let snapshot = |spool: &Path| {
+        let entries = fs::read_dir(spool).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let mut snapshots = entries.filter(|path| path.to_string_lossy().contains("/snap."));
+        let path = snapshots.next().expect("sled wrote one");
+        let mut bytes = fs::read(&path).expect("readable");
+        bytes[5] ^= 1;
+        fs::write(path, bytes).expect("written");
+    };
+    // sled panics on this one.
+    let two_of_a_segment = |spool: &Path| {
+        let mut bytes = fs::read(spool.join("db")).expect("readable");
+        bytes.resize(512 << 10, 0);
+        fs::write(spool.join("db"), bytes.repeat(2)).expect("written");
+    };
+    for damage in [&snapshot as &dyn Fn(&Path), &two_of_a_segment] {
+        let home = folder();
+        let spool = home.path().join("spool");
+        for _ in 0..2 {
+            sled_in(home.path()).expect("opens").commit(&[]).expect("committed");
+        }
+        damage(&spool);
+        let refused = sled_in(home.path()).map(drop).expect_err("damaged").to_string();
+        let spool = spool.canonicalize().expect("there");
+        let command = format!("posthaste spool rescue {} TO", spool.display());
+        assert!(refused.contains(&command) && refused.contains("it is damaged"), "{refused}");
+        assert_eq!(refused.lines().count(), 1, "{refused}");
+    }
+}
+
+#[test]
 fn only_the_owner_may_look_inside() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");

@@ -1,0 +1,353 @@
+//! sled's log, read from front to back without sled: what is damaged is stepped over, and noted.
+//!
+//! Where a message is damaged its length is believed only when its body has the shape of its kind, which holds the
+//! length a second time; else the rest of the segment is given up. Nothing is searched for byte by byte: what lies
+//! between messages may be the text of a mail, and its sender could have written anything there, messages of this log
+//! included (promise P6).
+//!
+//! Where the log ends follows sled. A batch has a manifest in front that names its last position, and is written before the
+//! next one begins: so all before the last readable manifest was on the disk once, and what is missing there is damage.
+//! From that manifest on messages must follow each other without a gap. If they don't reach the end of its batch, a crash
+//! tore the batch, nobody was told that it is safe, and the log ends before it. (sled gives up a last batch for a single
+//! damaged message in it, too. Here such a one is stepped over: the rest was answered 250, most likely.) The end of a log
+//! may also have been lost later; who finds that what is before the end does not fit together asks for all: [`Log::read_on`].
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::format::{self, Kind, Message, SEGMENT, SEGMENT_HEADER, SegmentHeader};
+
+const SIZE: u64 = SEGMENT as u64;
+/// Numbers above this have no position.
+const NUMBER_MAX: u64 = i64::MAX as u64 / SIZE - 1;
+/// What a disk reports unreadable is read again in pieces of this size.
+const SECTORS: usize = 4_096;
+
+/// A database file, and what is known of its segments.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+    /// In order of number.
+    segments: Vec<Segment>,
+    /// No message from this position on is read.
+    end: u64,
+    /// Whether there are any.
+    torn: bool,
+    damage: Damage,
+}
+
+/// Where a segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    number: u64,
+    offset: u64,
+    /// As its header says; 0 when that can't be read.
+    stable: u64,
+}
+
+/// Where a readable message is, and what it says.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Its position in the log.
+    pub position: u64,
+    /// The place of its body in the file.
+    pub place: Place,
+    /// The message.
+    pub message: Message<'a>,
+}
+
+/// Some bytes of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where they begin.
+    pub offset: u64,
+    /// How many they are; less than a segment.
+    pub length: u32,
+}
+
+/// What could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Segments of which nothing could be read.
+    pub segments: u64,
+    /// Damaged messages. What follows one in its segment counts as one, if its length is lost too.
+    pub messages: u64,
+    /// Positions that were not read, by segment of known number, in order.
+    holes: Vec<(u64, u64)>,
+    /// The newest damaged message of each page that is known to have one.
+    pages: Vec<(u64, u64)>,
+}
+
+impl Damage {
+    /// Whether all was read.
+    pub fn is_none(&self) -> bool {
+        self.segments == 0 && self.messages == 0
+    }
+
+    /// Whether something between two positions was not read.
+    pub fn between(&self, after: u64, before: u64) -> bool {
+        let first = self.holes.partition_point(|(_, end)| *end <= after);
+        self.holes.get(first).is_some_and(|(start, _)| *start < before)
+    }
+
+    /// The pages of which a message could not be read, and its position.
+    pub fn pages(&self) -> &[(u64, u64)] {
+        &self.pages
+    }
+}
+
+impl Log {
+    /// Looks through the file for its segments, and for the end of the log.
+    ///
+    /// # Errors
+    /// The system's, when not even the size of the file is known.
+    pub fn open(file: File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let mut log =
+            Self { file, segments: Vec::new(), end: u64::MAX, torn: false, damage: Damage::default() };
+        let mut buffer = vec![0; SEGMENT];
+        for offset in (0..length).step_by(SEGMENT) {
+            log.read_segment(offset, &mut buffer);
+            match identify(&buffer) {
+                Some((number, stable)) => log.segments.push(Segment { number, offset, stable }),
+                // sled overwrites what it has freed with zeros.
+                None if buffer.iter().all(|byte| *byte == 0) => {}
+                None => log.damage.segments += 1,
+            }
+        }
+        log.segments.sort_unstable_by_key(|segment| (segment.number, segment.offset));
+        log.end = log.find_end(&mut buffer);
+        Ok(log)
+    }
+
+    /// What could not be read so far: all of it is known after [`Log::read`].
+    pub fn damage(&self) -> &Damage {
+        &self.damage
+    }
+
+    /// Calls `visit` with each readable message that is about a page, in order of position.
+    pub fn read(&mut self, mut visit: impl FnMut(Entry<'_>)) {
+        let mut damage = Damage { segments: self.damage.segments, ..Damage::default() };
+        let mut buffer = vec![0; SEGMENT];
+        self.torn = false;
+        for segment in &self.segments {
+            let base = segment.number * SIZE;
+            if base >= self.end {
+                self.torn = true;
+                break;
+            }
+            self.read_segment(segment.offset, &mut buffer);
+            for step in Walk::new(&buffer, segment.number) {
+                match step {
+                    Step::Message(at, _) if base + at as u64 >= self.end => {
+                        self.torn = true;
+                        break;
+                    }
+                    Step::Damaged(at, _) | Step::Lost(at) if base + at as u64 >= self.end => break,
+                    Step::Message(at, message) if message.kind != Kind::Elsewhere => {
+                        visit(entry(segment, at, message));
+                    }
+                    Step::Message(at, message) | Step::Damaged(at, message) => {
+                        damage.step_over(base + at as u64, &message);
+                    }
+                    Step::Lost(at) => damage.give_up(segment.number, at),
+                }
+            }
+        }
+        damage.holes.sort_unstable();
+        self.damage = damage;
+    }
+
+    /// Whether there are messages behind the end of the log; known after [`Log::read`].
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    /// From now on these are read too.
+    pub fn read_on(&mut self) {
+        self.end = u64::MAX;
+    }
+
+    /// Reads a place again; `None` when the disk refuses.
+    pub fn bytes(&self, place: Place) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; place.length as usize];
+        self.file.read_exact_at(&mut bytes, place.offset).ok()?;
+        Some(bytes)
+    }
+
+    /// Whether a segment that was not read may have been written between these positions, as far as numbers tell.
+    pub fn skips(&self, after: u64, before: u64) -> bool {
+        let (first, last) = (after / SIZE, before / SIZE);
+        let from = self.segments.partition_point(|segment| segment.number < first);
+        let to = self.segments.partition_point(|segment| segment.number <= last);
+        let mut numbers: Vec<u64> = self.segments[from..to].iter().map(|segment| segment.number).collect();
+        numbers.dedup();
+        (numbers.len() as u64) < last - first + 1
+    }
+
+    /// Fills `buffer` with a segment; what can't be read or is not there is zeros.
+    fn read_segment(&self, offset: u64, buffer: &mut [u8]) {
+        if self.fill(offset, buffer).is_err() {
+            for (number, piece) in buffer.chunks_mut(SECTORS).enumerate() {
+                if self.fill(offset + (number * SECTORS) as u64, piece).is_err() {
+                    piece.fill(0);
+                }
+            }
+        }
+    }
+
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        buffer[filled..].fill(0);
+        Ok(())
+    }
+
+    fn find_end(&self, buffer: &mut [u8]) -> u64 {
+        let stable = self.segments.iter().map(|segment| segment.stable).max().unwrap_or(0);
+        let mut first = None;
+        for (index, segment) in self.segments.iter().enumerate().rev() {
+            if segment.number < stable / SIZE {
+                break;
+            }
+            self.read_segment(segment.offset, buffer);
+            let manifests = Walk::new(buffer, segment.number).filter_map(|step| match step {
+                Step::Message(at, message) => Some((at, message.batch_end()?)),
+                _ => None,
+            });
+            first = Some((index, SEGMENT_HEADER, None));
+            if let Some((at, batch_end)) = manifests.last() {
+                first = Some((index, at, Some(batch_end)));
+                break;
+            }
+        }
+        let Some((index, at, batch_end)) = first else { return u64::MAX };
+        let begin = self.segments[index].number * SIZE + at as u64;
+        let end = self.follow(index, at, buffer);
+        // The end of a batch is the position of its last byte.
+        if batch_end.is_some_and(|last| last >= end) { begin } else { end }
+    }
+
+    /// The end of the last readable one of the messages that follow each other from a place in a segment on.
+    fn follow(&self, mut index: usize, mut at: usize, buffer: &mut [u8]) -> u64 {
+        let mut end = self.segments[index].number * SIZE + at as u64;
+        loop {
+            let segment = self.segments[index];
+            let base = segment.number * SIZE;
+            self.read_segment(segment.offset, buffer);
+            let mut whole = true;
+            end = end.max(base + at as u64);
+            for step in Walk::from(buffer, segment.number, at) {
+                match step {
+                    Step::Message(at, message) => end = base + (at + message.len()) as u64,
+                    Step::Damaged(..) => {}
+                    Step::Lost(_) => whole = false,
+                }
+            }
+            let next = self.segments.partition_point(|next| next.number <= segment.number);
+            let follows = self.segments.get(next).is_some_and(|next| next.number == segment.number + 1);
+            if !(whole && follows) {
+                return end;
+            }
+            (index, at) = (next, SEGMENT_HEADER);
+        }
+    }
+}
+
+impl Damage {
+    fn step_over(&mut self, position: u64, message: &Message<'_>) {
+        self.messages += 1;
+        self.holes.push((position, position + message.len() as u64));
+        if matches!(message.kind, Kind::Node | Kind::Link | Kind::Free | Kind::Meta | Kind::Elsewhere) {
+            self.pages.push((message.page, position));
+        }
+    }
+
+    fn give_up(&mut self, number: u64, at: usize) {
+        self.messages += 1;
+        self.holes.push((number * SIZE + at as u64, (number + 1) * SIZE));
+    }
+}
+
+/// The number of a segment and how far the log was on the disk then. Without its header each message still names its segment.
+fn identify(segment: &[u8]) -> Option<(u64, u64)> {
+    let (number, stable) = match SegmentHeader::read(segment) {
+        Some(header) => (header.number, header.stable),
+        None => {
+            let first = Message::read(&segment[SEGMENT_HEADER..]).filter(|message| message.sound)?;
+            (first.segment, 0)
+        }
+    };
+    (number <= NUMBER_MAX).then_some((number, stable))
+}
+
+fn entry<'a>(segment: &Segment, at: usize, message: Message<'a>) -> Entry<'a> {
+    let place = Place {
+        offset: segment.offset + (at + message.head) as u64,
+        // Less than a segment.
+        length: u32::try_from(message.body.len()).unwrap_or(u32::MAX),
+    };
+    Entry { position: segment.number * SIZE + at as u64, place, message }
+}
+
+/// One step through a segment.
+#[derive(Debug)]
+enum Step<'a> {
+    /// A readable message, and where in the segment it is.
+    Message(usize, Message<'a>),
+    /// A damaged one, whose length is known.
+    Damaged(usize, Message<'a>),
+    /// From here on nothing can be read.
+    Lost(usize),
+}
+
+/// Goes through a segment, message by message.
+struct Walk<'a> {
+    segment: &'a [u8],
+    number: u64,
+    /// `None` after the last one.
+    at: Option<usize>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(segment: &'a [u8], number: u64) -> Self {
+        Self::from(segment, number, SEGMENT_HEADER)
+    }
+
+    fn from(segment: &'a [u8], number: u64, at: usize) -> Self {
+        Self { segment, number, at: Some(at) }
+    }
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = Step<'a>;
+
+    fn next(&mut self) -> Option<Step<'a>> {
+        let at = self.at.take()?;
+        if at + format::RED_ZONE > self.segment.len() {
+            return None;
+        }
+        let message = Message::read(&self.segment[at..]).filter(|message| message.segment == self.number);
+        let Some(message) = message else { return Some(Step::Lost(at)) };
+        match message {
+            Message { kind: Kind::Cap, sound: true, .. } => None,
+            Message { sound: true, .. } => {
+                self.at = Some(at + message.len());
+                Some(Step::Message(at, message))
+            }
+            _ if message.is_shaped() => {
+                self.at = Some(at + message.len());
+                Some(Step::Damaged(at, message))
+            }
+            _ => Some(Step::Lost(at)),
+        }
+    }
+}
