@@ -29,8 +29,10 @@ use crate::spool::space::{Bounds, Room};
 use crate::spool::{Counters, Spool};
 use crate::tls::TlsClients;
 
-/// Threads that read the spool, and as many that handle content files.
+/// Threads that read the spool.
 const READERS: usize = 2;
+/// Threads that handle content files. They mostly wait for the device, and those that wait together share its work.
+const FILE_THREADS: usize = 8;
 /// Messages that may be between sessions and the spool.
 const MESSAGE_CREDITS: usize = 2_000;
 /// Content that may be between sessions and the spool, in KiB.
@@ -65,7 +67,7 @@ impl Shared {
         let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
         let (counters, instance) = (spool.counters()?, spool.instance().to_owned());
         let files = spool.files();
-        let front = Front::threaded(Arc::new(spool), Some(files), READERS)
+        let front = Front::threaded(Arc::new(spool), Some(files), READERS, FILE_THREADS)
             .map_err(system("can't start the spool's threads"))?;
         let shared = Self {
             hostname: config.resolved_hostname().into(),

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use sled::IVec;
 
 use super::{
-    Counters, DestinationRecord, DuePage, Op, Patrolled, Quarantined, Spool, SpoolError, Survey, quarantine,
-    read, write,
+    Counters, DestinationRecord, DuePage, Op, Patrolled, Quarantined, Reads, Spool, SpoolError, Survey,
+    quarantine, read, write,
 };
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -36,6 +36,14 @@ pub trait Tree: Send + Sync {
 
     /// As [`Spool::syncs`].
     fn syncs(&self) -> u64;
+
+    /// As [`Spool::reads`].
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
+    /// As [`Spool::settle`].
+    fn settle(&self) {}
 }
 
 /// A spool over a tree.
@@ -126,5 +134,13 @@ impl<T: Tree + 'static> Spool for Database<T> {
 
     fn syncs(&self) -> u64 {
         self.tree.syncs()
+    }
+
+    fn reads(&self) -> Reads {
+        self.tree.reads()
+    }
+
+    fn settle(&self) {
+        self.tree.settle();
     }
 }

@@ -2,6 +2,8 @@
 //! box. Loopback only, on ports that the system picks.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../filled/mod.rs"]
+mod filled;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -11,6 +13,7 @@ mod delivery;
 mod dns;
 mod drain;
 mod durable;
+mod million;
 mod output;
 mod quarantine;
 mod startup;

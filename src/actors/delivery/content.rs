@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use crate::mail::envelope::{ContentPlace, Envelope};
 use crate::spool::SpoolError;
-use crate::spool::content::ContentFile;
+use crate::spool::content::{ContentFile, ContentFiles};
 use crate::spool::front::Front;
 
 /// Bytes of a file that are read at once.
@@ -74,12 +74,22 @@ impl ContentSource for SpoolContent {
                         .map(Loaded::Whole)
                 }
                 ContentPlace::File(name) => {
-                    let file = match front.file_job(move |files| files.open(&name)).await {
-                        Some(Ok(file)) => file,
-                        Some(Err(error)) => return Err(unreadable(&envelope, &error.to_string())),
+                    let size = envelope.size;
+                    // Most are read with the first piece.
+                    let job = move |files: &ContentFiles| {
+                        let mut file = files.open(&name)?;
+                        let piece = file.read_piece(piece_of(size))?;
+                        Ok((file, piece))
+                    };
+                    let (file, first) = match front.file_job(job).await {
+                        Some(Ok(opened)) => opened,
+                        Some(Err(error)) => {
+                            let error: io::Error = error;
+                            return Err(unreadable(&envelope, &error.to_string()));
+                        }
                         None => return Err(unreadable(&envelope, "the spool's threads are gone")),
                     };
-                    Ok(Loaded::File(Box::new(FileReader { front, file: Some(file) })))
+                    Ok(Loaded::File(Box::new(FileReader { front, file: Some(file), first, left: size })))
                 }
             }
         })
@@ -90,24 +100,46 @@ fn unreadable(envelope: &Envelope, reason: &str) -> SpoolError {
     SpoolError::Damaged { what: format!("the content of {}", envelope.id), reason: reason.to_owned() }
 }
 
+/// How much is read at once when so many bytes are left.
+fn piece_of(left: u64) -> usize {
+    usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
+}
+
 struct FileReader {
     front: Front,
     /// With the pool while a piece is read.
     file: Option<ContentFile>,
+    /// Read already.
+    first: Option<Bytes>,
+    /// What the envelope says is still to come.
+    left: u64,
 }
 
 impl PieceReader for FileReader {
     fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Bytes>>> {
         Box::pin(async move {
-            let gone = || io::Error::other("the spool's threads are gone");
-            let mut file = self.file.take().ok_or_else(gone)?;
-            let job = move |_: &_| {
-                let piece = file.read_piece(PIECE);
-                (file, piece)
+            let piece = match self.first.take() {
+                Some(piece) => Some(piece),
+                None if self.left == 0 => None,
+                None => self.read().await?,
             };
-            let (file, piece) = self.front.file_job(job).await.ok_or_else(gone)?;
-            self.file = Some(file);
-            piece
+            self.left = self.left.saturating_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64));
+            Ok(piece)
         })
+    }
+}
+
+impl FileReader {
+    async fn read(&mut self) -> io::Result<Option<Bytes>> {
+        let gone = || io::Error::other("the spool's threads are gone");
+        let mut file = self.file.take().ok_or_else(gone)?;
+        let most = piece_of(self.left);
+        let job = move |_: &_| {
+            let piece = file.read_piece(most);
+            (file, piece)
+        };
+        let (file, piece) = self.front.file_job(job).await.ok_or_else(gone)?;
+        self.file = Some(file);
+        piece
     }
 }

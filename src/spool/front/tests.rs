@@ -11,7 +11,7 @@ fn counters(messages: u64) -> Vec<Op> {
 }
 
 fn threaded() -> Front {
-    Front::threaded(Arc::new(MemorySpool::new()), None, 2).expect("threads")
+    Front::threaded(Arc::new(MemorySpool::new()), None, 2, 2).expect("threads")
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn what_is_queued_at_close_is_still_done() {
 async fn file_jobs_run_when_there_are_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let files = ContentFiles::new(folder.path().to_owned());
-    let front = Front::threaded(Arc::new(MemorySpool::new()), Some(files), 1).expect("threads");
+    let front = Front::threaded(Arc::new(MemorySpool::new()), Some(files), 1, 1).expect("threads");
     let path = front.file_job(|files| files.folder().to_owned()).await;
     assert_eq!(path.as_deref(), Some(folder.path()));
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLock};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -16,6 +16,8 @@ use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys};
 use super::alarm::Alarm;
+use super::cache::Cache;
+use super::count::Count;
 use super::{SledSpool, SledTree, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
@@ -57,10 +59,18 @@ impl SledSpool {
         wait_for_the_last_one(&own, &folder)?;
         remove_unfinished_conf(&own, &folder)?;
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
-        let (db, alarm) = open_database(&folder, config.cache)?;
+        let database = RwLock::new(Some(OpenDatabase::open(&folder, config.cache)?));
         let instance = instance.simple().to_string();
-        let tree =
-            SledTree { _alarm: alarm, db, watch, failed: OnceLock::new(), folder, instance, _lock: lock };
+        let tree = SledTree {
+            database,
+            watch,
+            failed: OnceLock::new(),
+            count: Count::default(),
+            cache: Cache::new(config.cache),
+            folder,
+            instance,
+            _lock: lock,
+        };
         match make_ready(&tree, &Bounds::of(config)) {
             Ok(()) => Ok(Self { tree }),
             Err(error) => {
@@ -137,7 +147,7 @@ fn lock(folder: &Path) -> Result<File, SpoolError> {
 }
 
 /// sled's threads may hold a database for a moment after it was dropped in this very process.
-fn wait_for_the_last_one(database: &File, folder: &Path) -> Result<(), SpoolError> {
+pub(super) fn wait_for_the_last_one(database: &File, folder: &Path) -> Result<(), SpoolError> {
     for _ in 0..200 {
         if database.try_lock().is_ok() {
             return database.unlock().map_err(io_error(folder, "can't be unlocked"));
@@ -175,21 +185,31 @@ fn remove_unfinished_conf(database: &File, folder: &Path) -> Result<(), SpoolErr
     }
 }
 
-fn open_database(folder: &Path, cache: u64) -> Result<(sled::Db, Alarm), SpoolError> {
-    let config = sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
-    // sled panics on some kinds of damage.
-    let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(opened) => opened.map_err(|error| trouble(folder, error))?,
-        Err(_) => {
-            return Err(SpoolError::Database {
-                path: folder.to_owned(),
-                reason: "it is damaged, the panic above tells where".to_owned(),
-            });
-        }
-    };
-    let alarm =
-        Alarm::set(config, db.clone()).map_err(io_error(folder, "no thread can be started for it"))?;
-    Ok((db, alarm))
+/// sled's database and who watches it.
+pub(super) struct OpenDatabase {
+    // Dropped in this order: the alarm's thread holds the database.
+    _alarm: Alarm,
+    pub db: sled::Db,
+}
+
+impl OpenDatabase {
+    pub fn open(folder: &Path, cache: u64) -> Result<Self, SpoolError> {
+        let config =
+            sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
+        // sled panics on some kinds of damage.
+        let db = match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(opened) => opened.map_err(|error| trouble(folder, error))?,
+            Err(_) => {
+                return Err(SpoolError::Database {
+                    path: folder.to_owned(),
+                    reason: "it is damaged, the panic above tells where".to_owned(),
+                });
+            }
+        };
+        let alarm =
+            Alarm::set(config, db.clone()).map_err(io_error(folder, "no thread can be started for it"))?;
+        Ok(Self { _alarm: alarm, db })
+    }
 }
 
 /// Checks the format, writes it into a new spool, and returns the number of the start before this one.
@@ -202,7 +222,7 @@ fn begin(tree: &SledTree) -> Result<u64, SpoolError> {
     if let Some(found) = tree.get(keys::META_FORMAT)? {
         let format = record::read_format(&found).map_err(unreadable)?;
         migrations::check(&tree.folder, format.version, &format.writer)?;
-    } else if tree.db.is_empty() {
+    } else if tree.with(|db| Ok(db.is_empty()))? {
         let format = Format { version: migrations::CURRENT, writer: env!("CARGO_PKG_VERSION").into() };
         tree.apply(vec![change(keys::META_FORMAT, record::write_format(&format))])?;
     } else {
@@ -216,7 +236,7 @@ fn change(key: &[u8], value: sled::IVec) -> Change {
 }
 
 /// sled syncs none of its names, and leaves modes to the umask. At each start: the last one may have died before this.
-fn protect_and_sync(folder: &Path) -> Result<(), SpoolError> {
+pub(super) fn protect_and_sync(folder: &Path) -> Result<(), SpoolError> {
     let failed = |source| io_error(folder, "can't be synced")(source);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
