@@ -1,28 +1,30 @@
 //! What a long queue costs: `cargo bench --bench million -- [COUNT]... [PART]...`.
 //!
 //! ```text
-//! cargo bench --bench million                          # 10,000, 100,000 and 1,000,000 messages
-//! cargo bench --bench million -- 100000                # one length
-//! cargo bench --bench million -- 1000000 stop work     # without the drain
+//! cargo bench --bench million                    # 10,000, 100,000 and 1,000,000 messages
+//! cargo bench --bench million -- 100000          # one length
+//! cargo bench --bench million -- 1000000 short   # without the drain
 //! ```
 //!
-//! A real spool is filled with messages of 4 KiB to 1,000 destinations that all back off. Then the real program (release build, default settings, one route for all to a sink of this process, all over
-//! loopback) is started on it.
+//! A real spool is filled with messages of 4 KiB to 1,000 destinations that all back off, by a process that is then
+//! killed. The real program (release build, default settings, one route for all to a sink of this process, all over
+//! loopback) is started on it, left alone, loaded, stopped, started again, stopped; then all back-off is lifted, and it
+//! is started once more.
 //!
-//! | part | column | meaning |
-//! |---|---|---|
-//! | `stop` | start, stopped | from exec to the 220, after the program that filled the spool closed it |
-//! | `work` | start, killed | the same after `kill -9` of the program that filled the spool |
-//! | | first out | from that 220 until the sink has the first message of one that was due |
-//! | | MiB at rest, most | resident memory 20 s after that start, and the most until then |
-//! | | KiB each | size of the database file per message |
-//! | | accepted/s | messages of 4 KiB per second over 20 kept connections, for the sink; rounds alternate with those of a relay whose queue is empty, medians |
-//! | | empty | the same of the relay whose queue is empty |
-//! | `drain` (and `stop`) | out/s, drain s | all back-off is lifted while the relay is stopped: messages per second from exec until the sink has the last one |
-//! | | MiB | most resident memory by then |
+//! | column | meaning |
+//! |---|---|
+//! | start, killed | from exec to the 220, after `kill -9` of the process that filled the spool |
+//! | first out | from that 220 until the sink has the first message of one that was due |
+//! | MiB at rest, most | resident memory 20 s after that start, and the most until then |
+//! | KiB each | size of the database file per message |
+//! | accepted/s | messages of 4 KiB per second over 20 kept connections, for the sink; rounds alternate with those of a relay whose queue is empty, medians |
+//! | empty | the same of the relay whose queue is empty |
+//! | start, stopped | from exec to the 220, after SIGTERM |
+//! | out/s, drain s | with all mail due: from exec until the sink has the last message |
+//! | MiB | most resident memory by then |
 //!
-//! The database is in the system's page cache when the relay starts, since it was written just before. 1,000,000 messages take some
-//! 7 GB in the folder for temporary files (`TMPDIR`), which must be on a disk, and some minutes.
+//! The database is in the system's page cache when the relay starts, since it was written just before. 1,000,000
+//! messages take some 7 GB in the folder for temporary files (`TMPDIR`), which must be on a disk, and some minutes.
 #![allow(clippy::print_stdout, reason = "the table is what it is for")]
 
 #[path = "../../tests/filled/mod.rs"]
@@ -63,16 +65,9 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// The first argument of a child that fills a spool.
 const FILL: &str = "fill-and-wait";
 
-/// What one length of queue measured; `None` when its part did not run.
-#[derive(Debug, Default)]
-struct Row {
-    stopped: Option<Duration>,
-    work: Option<Work>,
-    drain: Option<Drain>,
-}
-
+/// What one length of queue measured.
 #[derive(Debug)]
-struct Work {
+struct Row {
     killed: Duration,
     first_out: Duration,
     rest: f64,
@@ -80,6 +75,8 @@ struct Work {
     each: f64,
     accepted: f64,
     empty: f64,
+    stopped: Duration,
+    drain: Option<Drain>,
 }
 
 #[derive(Debug)]
@@ -90,40 +87,35 @@ struct Drain {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    if let [first, folder, count, waits] = &args[..]
+    if let [first, folder, count] = &args[..]
         && first == FILL
     {
-        return fill_and_wait(Path::new(folder), count.parse().expect("a count"), waits == "due");
+        return fill_and_wait(Path::new(folder), count.parse().expect("a count"));
     }
     let counts: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
-    let parts: Vec<&String> = args.iter().filter(|arg| arg.parse::<u64>().is_err()).collect();
-    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| *name == part);
+    let short = args.iter().any(|arg| arg == "short");
     println!(
-        "| queued | start, stopped | start, killed | first out | MiB at rest | most | KiB each | accepted/s | empty | out/s | drain s | MiB |"
+        "| queued | start, killed | first out | MiB at rest | most | KiB each | accepted/s | empty | start, stopped | out/s | drain s | MiB |"
     );
     println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for count in if counts.is_empty() { COUNTS.to_vec() } else { counts } {
-        let work = wanted("work").then(|| work(count));
-        let stop = (wanted("stop") || wanted("drain")).then(|| stop(count, wanted("drain")));
-        let (stopped, drain) = stop.unzip();
-        print_row(count, &Row { stopped, work, drain: drain.flatten() });
+        print_row(count, &measure(count, short));
     }
 }
 
 fn print_row(count: u64, row: &Row) {
-    let seconds = |time: Option<Duration>| cell(time.map(|time| time.as_secs_f64()), 2);
-    let work = row.work.as_ref();
+    let seconds = |time: Duration| cell(Some(time.as_secs_f64()), 2);
     let drain = row.drain.as_ref();
     let cells = [
         count.to_string(),
+        seconds(row.killed),
+        seconds(row.first_out),
+        cell(Some(row.rest / MIB), 0),
+        cell(Some(row.most / MIB), 0),
+        cell(Some(row.each / 1024.0), 1),
+        cell(Some(row.accepted), 0),
+        cell(Some(row.empty), 0),
         seconds(row.stopped),
-        seconds(work.map(|work| work.killed)),
-        seconds(work.map(|work| work.first_out)),
-        cell(work.map(|work| work.rest / MIB), 0),
-        cell(work.map(|work| work.most / MIB), 0),
-        cell(work.map(|work| work.each / 1024.0), 1),
-        cell(work.map(|work| work.accepted), 0),
-        cell(work.map(|work| work.empty), 0),
         cell(drain.map(|drain| count as f64 / drain.took.as_secs_f64()), 0),
         cell(drain.map(|drain| drain.took.as_secs_f64()), 1),
         cell(drain.map(|drain| drain.most / MIB), 0),
@@ -136,42 +128,52 @@ fn cell(value: Option<f64>, digits: usize) -> String {
     value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-fn mail(count: u64) -> Mail {
-    Mail { name: "d", messages: count, destinations: DESTINATIONS, size: SIZE, waits: Waits::BackOff }
-}
-
-/// The start after a clean stop, and the drain if it is wanted.
-fn stop(count: u64, wanted: bool) -> (Duration, Option<Drain>) {
+fn measure(count: u64, short: bool) -> Row {
     let sink = Sink::start();
     let setup = setup(&sink);
-    Filler::start(&setup, count, "none").stop();
-    let (mut relay, took) = launch(setup);
-    if !wanted {
-        return (took, None);
-    }
-    relay.signal(Signal::SIGTERM);
-    assert!(relay.ended_within(PATIENCE).is_some_and(|status| status.success()), "it ends");
-    filled::lift(&filled::open(&relay.folder().join("spool")), &mail(count));
-    let begun = Instant::now();
-    relay.restart();
-    await_messages(&sink, count as usize);
-    (took, Some(Drain { took: begun.elapsed(), most: peak_memory(&relay) }))
-}
-
-fn work(count: u64) -> Work {
-    let sink = Sink::start();
-    let setup = setup(&sink);
-    Filler::start(&setup, count, "due").kill();
+    fill_and_kill(&setup, count);
     let database = std::fs::metadata(setup.folder().join("spool/db")).expect("a database").len();
-    let (relay, killed) = launch(setup);
-    let greeted = Instant::now();
+    let begun = Instant::now();
+    let mut relay = setup.launch();
+    let killed = greeted(&relay, begun);
+    let served = Instant::now();
     await_messages(&sink, 1);
-    let first_out = greeted.elapsed();
+    let first_out = served.elapsed();
     thread::sleep(REST);
     let (rest, most) = (memory(&relay), peak_memory(&relay));
     assert_eq!(sink.messages.load(Ordering::Relaxed) as u64, DUE, "the others wait");
     let (accepted, empty) = accept(&relay, &sink);
-    Work { killed, first_out, rest, most, each: database as f64 / count as f64, accepted, empty }
+    stop(&mut relay);
+    let begun = Instant::now();
+    relay.restart();
+    let stopped = greeted(&relay, begun);
+    let drain = (!short).then(|| drain(&mut relay, &sink, count));
+    Row {
+        killed,
+        first_out,
+        rest,
+        most,
+        each: database as f64 / count as f64,
+        accepted,
+        empty,
+        stopped,
+        drain,
+    }
+}
+
+fn stop(relay: &mut Relay) {
+    relay.signal(Signal::SIGTERM);
+    assert!(relay.ended_within(PATIENCE).is_some_and(|status| status.success()), "it ends");
+}
+
+fn drain(relay: &mut Relay, sink: &Sink, count: u64) -> Drain {
+    stop(relay);
+    filled::lift(&filled::open(&relay.folder().join("spool")), &mail(count));
+    let before = sink.messages.load(Ordering::Relaxed);
+    let begun = Instant::now();
+    relay.restart();
+    await_messages(sink, before + count as usize);
+    Drain { took: begun.elapsed(), most: peak_memory(relay) }
 }
 
 /// Rounds of load on this relay and, in turn, on one with an empty queue; medians of accepted messages per second.
@@ -205,16 +207,14 @@ fn await_messages(sink: &Sink, count: usize) {
     }
 }
 
-/// Starts the relay; the time from exec until it has greeted a client.
-fn launch(setup: Setup) -> (Relay, Duration) {
-    let begun = Instant::now();
-    let relay = setup.launch();
+/// The time from exec until the relay has greeted a client.
+fn greeted(relay: &Relay, begun: Instant) -> Duration {
     let mut greeting = [0; 4];
     let mut stream = connect(relay.smtp());
     stream.read_exact(&mut greeting).expect("a greeting");
     let took = begun.elapsed();
     assert_eq!(&greeting, b"220 ");
-    (relay, took)
+    took
 }
 
 /// The relay listens before it opens its spool: then the client waits for the greeting.
@@ -229,50 +229,35 @@ fn connect(address: SocketAddr) -> TcpStream {
     }
 }
 
-/// A process that fills a spool, so that it can be killed.
-struct Filler {
-    child: std::process::Child,
+fn mail(count: u64) -> Mail {
+    Mail { name: "d", messages: count, destinations: DESTINATIONS, size: SIZE, waits: Waits::BackOff }
 }
 
-impl Filler {
-    /// Returns when the spool is full.
-    fn start(setup: &Setup, count: u64, due: &str) -> Self {
-        let program = std::env::current_exe().expect("this program");
-        let mut child = Command::new(program)
-            .arg(FILL)
-            .arg(setup.folder().join("spool"))
-            .args([&count.to_string(), due])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("this program starts");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("a pipe");
-        BufReader::new(output).read_line(&mut line).expect("it says when it is done");
-        assert_eq!(line, "full\n");
-        Self { child }
-    }
-
-    fn stop(mut self) {
-        drop(self.child.stdin.take());
-        assert!(self.child.wait().expect("it ends").success());
-    }
-
-    fn kill(mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        nix::sys::signal::kill(pid, Signal::SIGKILL).expect("killed");
-        self.child.wait().expect("it ends");
-    }
+/// Has another process fill the spool, and kills it.
+fn fill_and_kill(setup: &Setup, count: u64) {
+    let program = std::env::current_exe().expect("this program");
+    let mut child = Command::new(program)
+        .arg(FILL)
+        .arg(setup.folder().join("spool"))
+        .arg(count.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this program starts");
+    let mut line = String::new();
+    let output = child.stdout.take().expect("a pipe");
+    BufReader::new(output).read_line(&mut line).expect("it says when it is done");
+    assert_eq!(line, "full\n");
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
 }
 
-/// What a [`Filler`] does: fills, says so, and waits for the end of its input.
-fn fill_and_wait(folder: &Path, count: u64, due: bool) {
+/// What that process does: it fills, says so, and waits for the end of its input.
+fn fill_and_wait(folder: &Path, count: u64) {
     let spool = filled::open(folder);
     filled::fill(&spool, &mail(count));
-    if due {
-        let due = Mail { name: "due", messages: DUE, destinations: 1, size: SIZE, waits: Waits::Overdue };
-        filled::fill(&spool, &due);
-    }
+    let due = Mail { name: "due", messages: DUE, destinations: 1, size: SIZE, waits: Waits::Overdue };
+    filled::fill(&spool, &due);
     println!("full");
     io::stdout().flush().expect("somebody waits for it");
     let _ = io::stdin().read(&mut [0]);

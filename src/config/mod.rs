@@ -119,7 +119,8 @@ pub struct SpoolConfig {
     /// sled's page cache, counted as its pages are on disk: in memory small ones take some three times that. Default 8 MiB.
     #[serde(with = "units::size")]
     pub cache: u64,
-    /// Content up to this many bytes lives in the database, larger content in a file of its own. Default 32 KiB.
+    /// Content up to this many bytes lives in the database, larger content in a file of its own. Default 32 KiB: smaller
+    /// content is up to twice as fast in the database, content of 96 KiB a tenth to a quarter faster in a file.
     #[serde(with = "units::size")]
     pub content_threshold: u64,
 }

@@ -25,6 +25,8 @@ const PAGE: usize = 250;
 struct PageRead {
     destination: Domain,
     ticket: u64,
+    /// How many recipients it could have brought.
+    asked: usize,
     record: Option<Result<Option<DestinationRecord>, SpoolError>>,
     page: Result<DuePage, SpoolError>,
     extent: Extent,
@@ -56,7 +58,8 @@ enum Adopted {
 impl Queue {
     /// Reads the record and the first page of a destination that came into memory.
     pub(super) fn load_destination(&mut self, destination: &Domain) {
-        self.read_page(destination, HashSet::new(), self.page(), true);
+        let limit = self.room_for_page(destination, self.page());
+        self.read_page(destination, HashSet::new(), limit.max(1), true);
     }
 
     /// As many recipients as a page may bring.
@@ -67,6 +70,12 @@ impl Queue {
     /// With fewer recipients than these in line, a destination gets more from disk.
     pub(super) fn low_water(&self) -> usize {
         (self.page() / 2).max(1)
+    }
+
+    /// How many of the wanted recipients of a destination may come into memory.
+    fn room_for_page(&self, destination: &Domain, wanted: usize) -> usize {
+        let room = self.parts.settings.memory.recipients.saturating_sub(self.residents.held_soon());
+        wanted.min(room.max(HELD_MIN.saturating_sub(self.residents.held_for(destination))))
     }
 
     fn read_page(
@@ -83,11 +92,13 @@ impl Queue {
             self.destinations.map.get(destination).map_or(now_ms, |entry| entry.until_ms.max(now_ms));
         let (name, known) = (destination.clone(), self.residents.known());
         self.parts.metrics.pages_read.inc();
+        self.residents.page_asked(limit);
         self.parts.front.read(
             move |spool| {
                 let record = with_record.then(|| spool.destination(&name));
                 let backs_off = matches!(&record, Some(Ok(Some(record))) if backs_off(record, now_ms));
                 // Fresh mail brings a destination that backs off into memory again and again: that must be cheap.
+                let asked = limit;
                 let limit = if backs_off { 0 } else { limit };
                 let page = spool.due(&name, until_ms, &skip, limit, &|id| known.contains(id));
                 let extent = match &page {
@@ -95,7 +106,7 @@ impl Queue {
                     Ok(page) if page.items.len() >= limit => Extent::Full,
                     _ => Extent::Whole,
                 };
-                PageRead { destination: name, ticket, record, page, extent }
+                PageRead { destination: name, ticket, asked, record, page, extent }
             },
             move |read| me.do_send(read),
         );
@@ -109,13 +120,12 @@ impl Queue {
         if self.draining || !entry.wants_page(now_ms, now, low_water) {
             return;
         }
-        let mut limit = PAGE.min(memory.window.saturating_sub(entry.ready.len())).max(1);
-        if self.residents.held() > memory.recipients {
-            limit = limit.min(HELD_MIN.saturating_sub(self.residents.held_for(destination)));
-        }
+        let wanted = PAGE.min(memory.window.saturating_sub(entry.ready.len())).max(1);
+        let limit = self.room_for_page(destination, wanted);
         if limit == 0 {
             return;
         }
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
         entry.paging = true;
         entry.more_on_disk = false;
         entry.next_due_ms = None;
@@ -124,7 +134,8 @@ impl Queue {
     }
 
     fn page_read(&mut self, read: PageRead) {
-        let PageRead { destination, ticket, record, page, extent } = read;
+        let PageRead { destination, ticket, asked, record, page, extent } = read;
+        self.residents.page_came(asked);
         match record {
             Some(Ok(record)) => self.loaded(&destination, record),
             Some(Err(error)) => {

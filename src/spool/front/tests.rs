@@ -69,6 +69,16 @@ async fn after_close_commits_fail_and_reads_answer_none() {
     assert_eq!(front.read_async(|_| 1).await, None);
 }
 
+#[tokio::test]
+async fn closed_comes_back_after_the_last_commit() {
+    let front = threaded();
+    front.commit(counters(7), Box::new(|result| drop(result.expect("committed"))));
+    front.close();
+    front.closed().await;
+    assert_eq!(front.spool().counters().expect("readable").messages, 7);
+    front.closed().await;
+}
+
 #[test]
 fn what_is_queued_at_close_is_still_done() {
     let front = threaded();
