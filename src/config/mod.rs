@@ -116,10 +116,11 @@ pub struct SpoolConfig {
     pub min_free: u64,
     /// The same for files that can be made on the disk. Default 1000.
     pub min_free_inodes: u64,
-    /// sled's page cache. Default 32 MiB.
+    /// sled's page cache, counted as its pages are on disk: in memory small ones take some three times that. Default 8 MiB.
     #[serde(with = "units::size")]
     pub cache: u64,
-    /// Content up to this many bytes lives in the database, larger content in a file of its own. Default 32 KiB.
+    /// Content up to this many bytes lives in the database, larger content in a file of its own. Default 32 KiB: smaller
+    /// content is up to twice as fast in the database, content of 96 KiB a tenth to a quarter faster in a file.
     #[serde(with = "units::size")]
     pub content_threshold: u64,
 }
@@ -311,7 +312,7 @@ impl Default for SpoolConfig {
             reserve: 64 * MIB,
             min_free: 256 * MIB,
             min_free_inodes: 1000,
-            cache: 32 * MIB,
+            cache: 8 * MIB,
             content_threshold: 32 << 10,
         }
     }

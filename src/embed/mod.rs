@@ -45,6 +45,8 @@ use crate::spool::SpoolError;
 use crate::tls::TlsClients;
 pub use start::{enough_files, metrics, unavailable};
 
+/// How long the spool may take to make the next start short.
+const LAST_WRITES: Duration = Duration::from_secs(20);
 /// How long the last commit may take after the drain time.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// How long waiting log lines may take at the end.
@@ -210,6 +212,13 @@ impl Server {
         watch.look().await;
         let watch = actix_rt::spawn(watch.run());
         shared.health.set(Health::STARTING, None);
+        let reads = shared.front.spool().reads();
+        tracing::info!(
+            queued = counters.messages,
+            records_read = reads.records,
+            of_messages = reads.of_messages,
+            "ready: mail is accepted and delivered"
+        );
         Ok(Self {
             smtp,
             http,
@@ -324,6 +333,9 @@ impl Server {
         self.admin.stop(false).await;
         self.shared.front.close();
         self.arbiters.stop();
+        if tokio::time::timeout(LAST_WRITES, self.shared.front.closed()).await.is_err() {
+            tracing::warn!("the spool's threads still work: the next start may take longer");
+        }
         self.shared.maillog.flush_within(LAST_LINES);
     }
 }

@@ -29,10 +29,12 @@ use crate::spool::space::{Bounds, Room, is_full};
 use crate::spool::{Counters, Op, Spool, SpoolError};
 use crate::tls::TlsClients;
 
-/// Threads that read the spool, and as many that handle content files.
+/// Threads that read the spool.
 const READERS: usize = 2;
 /// Messages in quarantine that are read at once when they are counted.
 const QUARANTINED_PAGE: usize = 1_000;
+/// Threads that handle content files. They mostly wait for the device, and those that wait together share its work.
+const FILE_THREADS: usize = 8;
 /// Messages that may be between sessions and the spool.
 const MESSAGE_CREDITS: usize = 2_000;
 /// Content that may be between sessions and the spool, in KiB.
@@ -91,7 +93,7 @@ impl Shared {
         let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
         let (counters, instance) = (counters(&spool, &metrics)?, spool.instance().to_owned());
         let files = spool.files();
-        let front = Front::threaded(Arc::new(spool), Some(files), READERS)
+        let front = Front::threaded(Arc::new(spool), Some(files), READERS, FILE_THREADS)
             .map_err(system("can't start the spool's threads"))?;
         let dials = Dials::new(config.delivery.connects_per_second, extras.clock.clone());
         let shared = Self {

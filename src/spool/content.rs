@@ -5,10 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Spool, SpoolError, sync};
+use super::sync::{self, FolderSync};
+use super::{Spool, SpoolError};
 use crate::mail::id::QueueId;
 
 /// Bytes of a file in memory while it is copied.
@@ -18,12 +20,14 @@ const COPIED_AT_ONCE: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub struct ContentFiles {
     folder: PathBuf,
+    names: Arc<FolderSync>,
 }
 
 impl ContentFiles {
     /// The files in `folder`, which must exist.
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        let names = Arc::new(FolderSync::new(folder.clone()));
+        Self { folder, names }
     }
 
     /// Where the files are.
@@ -51,7 +55,7 @@ impl ContentFiles {
             file,
             size: 0,
             unfinished: Some(Unfinished { name, path }),
-            folder: self.folder.clone(),
+            names: self.names.clone(),
         })
     }
 
@@ -242,7 +246,7 @@ pub struct ContentWriter {
     file: File,
     size: u64,
     unfinished: Option<Unfinished>,
-    folder: PathBuf,
+    names: Arc<FolderSync>,
 }
 
 #[derive(Debug)]
@@ -267,13 +271,13 @@ impl ContentWriter {
         self.size
     }
 
-    /// Syncs the file and its folder and returns the file's name and size: now a commit may name it.
+    /// Syncs the file, and its folder together with others that end just now, and returns the file's name and size: now a commit may name it.
     ///
     /// # Errors
     /// The system's; the file is removed then.
     pub fn finish(mut self) -> io::Result<(String, u64)> {
         sync::sync_file(&self.file)?;
-        sync::sync_folder(&self.folder)?;
+        self.names.sync()?;
         let name = self.unfinished.take().map(|file| file.name).unwrap_or_default();
         Ok((name, self.size))
     }

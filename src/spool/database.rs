@@ -7,8 +7,8 @@ use sled::IVec;
 
 use super::content::ContentFiles;
 use super::{
-    Counters, Deadlines, DestinationRecord, DueKey, DuePage, Migration, Op, Patrolled, Quarantined, Spool,
-    SpoolError, Strays, Survey, Waiting, migrate, patrol, quarantine, read, write,
+    Counters, Deadlines, DestinationRecord, DueKey, DuePage, Migration, Op, Patrolled, Quarantined, Reads,
+    Spool, SpoolError, Strays, Survey, Waiting, migrate, patrol, quarantine, read, write,
 };
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -37,6 +37,14 @@ pub trait Tree: Send + Sync {
 
     /// As [`Spool::syncs`].
     fn syncs(&self) -> u64;
+
+    /// As [`Spool::reads`].
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
+    /// As [`Spool::settle`].
+    fn settle(&self) {}
 }
 
 /// A spool over a tree.
@@ -144,5 +152,13 @@ impl<T: Tree + 'static> Spool for Database<T> {
 
     fn syncs(&self) -> u64 {
         self.tree.syncs()
+    }
+
+    fn reads(&self) -> Reads {
+        self.tree.reads()
+    }
+
+    fn settle(&self) {
+        self.tree.settle();
     }
 }

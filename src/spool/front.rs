@@ -53,6 +53,8 @@ struct Threads {
     /// `None` once closed.
     commits: Mutex<Option<SyncSender<Commit>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Ends with the writer.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
     reads: Pool,
     /// Closed by the writer when it ends.
     files: Arc<Pool>,
@@ -70,26 +72,35 @@ impl std::fmt::Debug for Front {
 }
 
 impl Front {
-    /// Starts one writer thread, `readers` threads for reads, and as many for content files (at least one each).
+    /// Starts one writer thread, `readers` threads for reads, and `writers` for content files (at least one each).
     ///
     /// # Errors
     /// The system's, when it has no thread to give.
-    pub fn threaded(spool: Arc<dyn Spool>, files: Option<ContentFiles>, readers: usize) -> io::Result<Self> {
+    pub fn threaded(
+        spool: Arc<dyn Spool>,
+        files: Option<ContentFiles>,
+        readers: usize,
+        writers: usize,
+    ) -> io::Result<Self> {
         let reads = Pool::start("posthaste-read", readers.max(1))?;
-        let file_pool = Arc::new(Pool::start("posthaste-file", readers.max(1))?);
+        let file_pool = Arc::new(Pool::start("posthaste-file", writers.max(1))?);
         let (commits, queue) = sync_channel::<Commit>(COMMITS_WAITING);
+        let (end, ended) = oneshot::channel::<()>();
         let writer = {
             let (spool, files, pool) = (spool.clone(), files.clone(), file_pool.clone());
             let work = move || {
+                let _end = end;
                 queue.iter().for_each(|commit| run(&*spool, commit, files.as_ref().zip(Some(&*pool))));
                 // Not earlier: it takes the removals of the last commits.
                 pool.close();
+                spool.settle();
             };
             std::thread::Builder::new().name("posthaste-spool".to_owned()).spawn(|| or_abort(work))?
         };
         let threads = Threads {
             commits: Mutex::new(Some(commits)),
             writer: Mutex::new(Some(writer)),
+            ended: Mutex::new(Some(ended)),
             reads,
             files: file_pool,
         };
@@ -215,6 +226,16 @@ impl Front {
     pub fn close(&self) {
         if let Some(threads) = &self.inner.threads {
             threads.close();
+        }
+    }
+
+    /// Comes back when the writer has ended, after [`Front::close`].
+    pub async fn closed(&self) {
+        let Some(threads) = &self.inner.threads else { return };
+        let ended = threads.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ended) = ended {
+            // It is dropped, never sent.
+            let _ = ended.await;
         }
     }
 

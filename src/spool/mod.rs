@@ -226,6 +226,17 @@ pub struct Tally {
     pub held: u64,
 }
 
+/// How much was read of a spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// Records: keys that have a value.
+    pub records: u64,
+    /// Those of them that are of a message: envelope, state, content.
+    pub of_messages: u64,
+    /// Keys of an index, which have none.
+    pub keys: u64,
+}
+
 /// What a look through some messages found.
 #[derive(Debug, Default)]
 pub struct Patrolled {
@@ -408,6 +419,15 @@ pub trait Spool: Send + Sync + 'static {
 
     /// How many times data was synced to the device since the start (file syncs included).
     fn syncs(&self) -> u64;
+
+    /// What was read of it since it was opened; nothing where that is not counted.
+    fn reads(&self) -> Reads {
+        Reads::default()
+    }
+
+    /// The last commit is done: does what makes the next start short. May take some seconds. Everything is on disk
+    /// without it.
+    fn settle(&self) {}
 }
 
 /// What can go wrong with the spool. Its text says what to do.

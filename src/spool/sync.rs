@@ -20,9 +20,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -43,6 +43,8 @@ struct Watched {
     /// The sync that begins next.
     next: Mutex<Arc<Run>>,
     syncs: AtomicU64,
+    /// Bytes that sled wrote.
+    written: AtomicU64,
     #[cfg(test)]
     hook: RwLock<Option<Hook>>,
 }
@@ -113,6 +115,7 @@ impl Run {
 impl Watched {
     /// Syncs after a write of `count` bytes.
     fn sync_after(&self, count: i64) -> io::Result<()> {
+        self.written.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
         let next = || self.next.lock().unwrap_or_else(PoisonError::into_inner);
         if count <= SMALL {
             let run = next().clone();
@@ -156,6 +159,7 @@ impl Watch {
             file,
             next: Mutex::default(),
             syncs: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             #[cfg(test)]
             hook: RwLock::new(None),
         });
@@ -166,6 +170,26 @@ impl Watch {
     /// How often the file was synced.
     pub fn syncs(&self) -> u64 {
         self.0.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Our own descriptor of the file.
+    pub fn file(&self) -> &File {
+        &self.0.file
+    }
+
+    /// Length of the file; 0 when the system does not tell.
+    pub fn length(&self) -> u64 {
+        self.0.file.metadata().map_or(0, |file| file.len())
+    }
+
+    /// Bytes that were written to the file, since the last [`Watch::forget_written`].
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// Counts from zero again.
+    pub fn forget_written(&self) {
+        self.0.written.store(0, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -195,6 +219,33 @@ pub(super) fn sync_file(file: &File) -> io::Result<()> {
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     OTHERS.fetch_add(1, Ordering::Relaxed);
     File::open(folder)?.sync_all()
+}
+
+/// Makes the names in a folder durable, for several threads at once: those who come while a sync runs share the next one.
+#[derive(Debug, Default)]
+pub(super) struct FolderSync {
+    folder: PathBuf,
+    /// Those whom the next sync serves.
+    next: Mutex<Arc<OnceLock<Option<i32>>>>,
+    turn: Mutex<()>,
+}
+
+impl FolderSync {
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, ..Self::default() }
+    }
+
+    /// Returns when a sync that began after this call is over.
+    pub fn sync(&self) -> io::Result<()> {
+        let mine = self.next.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = *mine.get_or_init(|| {
+            // From here on a name may come too late for this sync: those who come now get another one.
+            *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+            sync_folder(&self.folder).err().as_ref().map(error_number)
+        });
+        error.map_or(Ok(()), |number| Err(io::Error::from_raw_os_error(number)))
+    }
 }
 
 /// Stands in for libc's `sync_file_range`: syncs the whole file to the device.
@@ -323,6 +374,37 @@ mod tests {
         assert!(*before.phase() == Phase::Done(None));
         // The hook holds the watched file, which holds the hook.
         setting.watch.hook(Box::new(|| Ok(())));
+    }
+
+    #[test]
+    fn those_who_come_while_a_folder_is_synced_share_the_next_sync() {
+        let home = tempfile::tempdir().expect("a folder");
+        let names = FolderSync::new(home.path().to_owned());
+        // As while a sync runs.
+        let turn = names.turn.lock().expect("no panic");
+        let batch = Arc::clone(&names.next.lock().expect("no panic"));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| names.sync())).collect();
+            // Each of them holds the batch while it waits.
+            while Arc::strong_count(&batch) < 2 + threads.len() {
+                std::thread::yield_now();
+            }
+            drop(turn);
+            threads.into_iter().for_each(|thread| thread.join().expect("no panic").expect("synced"));
+        });
+        assert_eq!(batch.get(), Some(&None), "it served them");
+        assert!(!Arc::ptr_eq(&batch, &names.next.lock().expect("no panic")));
+        let unused = Arc::clone(&names.next.lock().expect("no panic"));
+        assert_eq!(unused.get(), None, "one sync was enough for all");
+    }
+
+    #[test]
+    fn all_who_share_a_sync_of_a_folder_get_its_error() {
+        let names = FolderSync::new("/nowhere/at/all".into());
+        assert_eq!(names.sync().expect_err("no such folder").kind(), io::ErrorKind::NotFound);
+        let batch = Arc::clone(&names.next.lock().expect("no panic"));
+        batch.set(Some(Errno::EIO as i32)).expect("nobody did");
+        assert_eq!(names.sync().expect_err("the one of the others").raw_os_error(), Some(Errno::EIO as i32));
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl Rig {
         let (verdict, verdict_here) = channel();
         let stuck =
             Stuck { memory: MemorySpool::new(), began: began_here, verdict: Mutex::new(verdict_here) };
-        let front = Front::threaded(Arc::new(stuck), None, 1).unwrap();
+        let front = Front::threaded(Arc::new(stuck), None, 1, 1).unwrap();
         let arbiters = Arbiters::start(1);
         let metrics = Metrics::new().unwrap();
         let (maillog, clock) = (MailLog::discard(LogFormat::Text), Arc::new(SystemClock));

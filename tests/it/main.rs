@@ -2,6 +2,8 @@
 //! box. Loopback only, on ports that the system picks.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../filled/mod.rs"]
+mod filled;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -13,6 +15,7 @@ mod dns;
 mod drain;
 mod durable;
 mod large;
+mod million;
 mod output;
 mod quarantine;
 mod rescue;

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use crate::mail::envelope::{ContentPlace, Envelope};
 use crate::spool::SpoolError;
-use crate::spool::content::{ContentFile, wrong_length};
+use crate::spool::content::{ContentFile, ContentFiles, wrong_length};
 use crate::spool::front::Front;
 
 /// Bytes of a file that are read at once.
@@ -78,9 +78,14 @@ impl ContentSource for SpoolContent {
                     }
                 }
                 ContentPlace::File(name) => {
-                    let opened = front.file_job(move |files| files.open(&name, size)).await;
-                    let file = opened.ok_or_else(gone)??;
-                    Ok(Loaded::File(Box::new(FileReader { front, file: Some(file) })))
+                    // Most are read with the first piece.
+                    let job = move |files: &ContentFiles| {
+                        let mut file = files.open(&name, size)?;
+                        let piece = file.read_piece(piece_of(size))?;
+                        Ok::<_, SpoolError>((file, piece))
+                    };
+                    let (file, first) = front.file_job(job).await.ok_or_else(gone)??;
+                    Ok(Loaded::File(Box::new(FileReader { front, file: Some(file), first, left: size })))
                 }
             }
         })
@@ -92,23 +97,45 @@ fn gone() -> SpoolError {
     SpoolError::Failed("the content was not read".to_owned())
 }
 
+/// How much is read at once when so many bytes are left.
+fn piece_of(left: u64) -> usize {
+    usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
+}
+
 struct FileReader {
     front: Front,
     /// With the pool while a piece is read.
     file: Option<ContentFile>,
+    /// Read already.
+    first: Option<Bytes>,
+    /// What the envelope says is still to come.
+    left: u64,
 }
 
 impl PieceReader for FileReader {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, SpoolError>> {
         Box::pin(async move {
-            let mut file = self.file.take().ok_or_else(gone)?;
-            let job = move |_: &_| {
-                let piece = file.read_piece(PIECE);
-                (file, piece)
+            let piece = match self.first.take() {
+                Some(piece) => Some(piece),
+                None if self.left == 0 => None,
+                None => self.read().await?,
             };
-            let (file, piece) = self.front.file_job(job).await.ok_or_else(gone)?;
-            self.file = Some(file);
-            piece
+            self.left = self.left.saturating_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64));
+            Ok(piece)
         })
+    }
+}
+
+impl FileReader {
+    async fn read(&mut self) -> Result<Option<Bytes>, SpoolError> {
+        let mut file = self.file.take().ok_or_else(gone)?;
+        let most = piece_of(self.left);
+        let job = move |_: &_| {
+            let piece = file.read_piece(most);
+            (file, piece)
+        };
+        let (file, piece) = self.front.file_job(job).await.ok_or_else(gone)?;
+        self.file = Some(file);
+        piece
     }
 }

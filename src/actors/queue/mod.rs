@@ -109,7 +109,7 @@ pub struct MemoryBounds {
 
 impl Default for MemoryBounds {
     fn default() -> Self {
-        Self { window: 2_000, recipients: 40_000, destinations: 10_000, content: 32 << 20 }
+        Self { window: 2_000, recipients: 20_000, destinations: 10_000, content: 32 << 20 }
     }
 }
 

@@ -27,6 +27,8 @@ struct PageRead {
     ticket: u64,
     /// Whether the record was asked for.
     with_record: bool,
+    /// How many recipients it could have brought.
+    asked: usize,
     read: Result<Page, SpoolError>,
 }
 
@@ -66,7 +68,8 @@ enum Adopted {
 impl Queue {
     /// Reads the record and the first page of a destination that came into memory.
     pub(super) fn load_destination(&mut self, destination: &Domain) {
-        self.read_page(destination, HashSet::new(), self.page(), true);
+        let limit = self.room_for_page(destination, self.page());
+        self.read_page(destination, HashSet::new(), limit.max(1), true);
     }
 
     /// As many recipients as a page may bring.
@@ -77,6 +80,12 @@ impl Queue {
     /// With fewer recipients than these in line, a destination gets more from disk.
     pub(super) fn low_water(&self) -> usize {
         (self.page() / 2).max(1)
+    }
+
+    /// How many of the wanted recipients of a destination may come into memory.
+    fn room_for_page(&self, destination: &Domain, wanted: usize) -> usize {
+        let room = self.parts.settings.memory.recipients.saturating_sub(self.residents.held_soon());
+        wanted.min(room.max(HELD_MIN.saturating_sub(self.residents.held_for(destination))))
     }
 
     fn read_page(
@@ -93,6 +102,7 @@ impl Queue {
             self.destinations.map.get(destination).map_or(now_ms, |entry| entry.until_ms.max(now_ms));
         let (name, destination, known) = (destination.clone(), destination.clone(), self.residents.known());
         self.parts.metrics.pages_read.inc();
+        self.residents.page_asked(limit);
         self.parts.front.read(
             move |spool| {
                 let record = if with_record { spool.destination(&name) } else { Ok(None) };
@@ -107,7 +117,7 @@ impl Queue {
                 };
                 Ok(Page { record, due, extent })
             },
-            move |read| me.do_send(PageRead { destination, ticket, with_record, read }),
+            move |read| me.do_send(PageRead { destination, ticket, with_record, asked: limit, read }),
         );
     }
 
@@ -119,13 +129,12 @@ impl Queue {
         if self.draining || !entry.wants_page(now_ms, now, low_water) {
             return;
         }
-        let mut limit = PAGE.min(memory.window.saturating_sub(entry.ready.len())).max(1);
-        if self.residents.held() > memory.recipients {
-            limit = limit.min(HELD_MIN.saturating_sub(self.residents.held_for(destination)));
-        }
+        let wanted = PAGE.min(memory.window.saturating_sub(entry.ready.len())).max(1);
+        let limit = self.room_for_page(destination, wanted);
         if limit == 0 {
             return;
         }
+        let Some(entry) = self.destinations.map.get_mut(destination) else { return };
         entry.paging = true;
         entry.more_on_disk = false;
         entry.next_due_ms = None;
@@ -134,7 +143,8 @@ impl Queue {
     }
 
     fn page_read(&mut self, read: PageRead) {
-        let PageRead { destination, ticket, with_record, read } = read;
+        let PageRead { destination, ticket, with_record, asked, read } = read;
+        self.residents.page_came(asked);
         let (record, due) = match read {
             Ok(Page { record, due, extent }) => (record, due.map(|page| (page, extent))),
             Err(error) => (Ok(None), Err(error)),

@@ -113,6 +113,8 @@ pub(super) struct Residents {
     next_read: u64,
     content_bytes: usize,
     held: usize,
+    /// Recipients that pages under way may bring.
+    asked: usize,
     /// The recipients in memory by destination: what a page skips, and why a destination must stay.
     by_destination: HashMap<Domain, HashSet<(QueueId, u16)>>,
 }
@@ -155,6 +157,21 @@ impl Residents {
     /// Recipients in memory.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Recipients in memory, and those that pages under way may bring.
+    pub fn held_soon(&self) -> usize {
+        self.held + self.asked
+    }
+
+    /// A page of so many recipients is asked for.
+    pub fn page_asked(&mut self, limit: usize) {
+        self.asked += limit;
+    }
+
+    /// It is there, or could not be read.
+    pub fn page_came(&mut self, limit: usize) {
+        self.asked -= limit;
     }
 
     /// Takes in a new message whose commit is still to come.

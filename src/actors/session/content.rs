@@ -33,7 +33,10 @@ impl Incoming {
         }
         let piece = content.split().freeze();
         match self {
-            Self::Buffered => *self = Self::File(Some(create(piece, envelope, context).await?)),
+            Self::Buffered => {
+                let created = context.front.file_job(create(piece, envelope, context)).await;
+                *self = Self::File(Some(pool(created)?));
+            }
             Self::File(writer) => append(writer, piece, context).await?,
         }
         Ok(())
@@ -46,20 +49,23 @@ impl Incoming {
         envelope: &mut Envelope,
         context: &SessionContext,
     ) -> io::Result<Content> {
-        let writer = match self {
+        let file = match self {
             Self::Buffered if rest.len() <= context.content_threshold => {
                 let whole = with_prefix(&rest, envelope, context);
                 envelope.size = whole.len() as u64;
                 envelope.place = ContentPlace::Database;
                 return Ok(Content::Memory(whole));
             }
-            Self::Buffered => create(rest, envelope, context).await?,
-            Self::File(mut writer) => {
-                append(&mut writer, rest, context).await?;
-                writer.ok_or_else(|| io::Error::other("the content file is gone"))?
+            Self::Buffered => {
+                let create = create(rest, envelope, context);
+                context.front.file_job(move |files| create(files)?.finish()).await
+            }
+            Self::File(writer) => {
+                let mut writer = writer.ok_or_else(gone)?;
+                context.front.file_job(move |_| writer.write(&rest).and_then(|()| writer.finish())).await
             }
         };
-        let (name, size) = pool(context.front.file_job(move |_| writer.finish()).await)?;
+        let (name, size) = pool(file)?;
         envelope.size = size;
         envelope.place = ContentPlace::File(name.clone());
         Ok(Content::File { name, size })
@@ -75,17 +81,24 @@ fn with_prefix(content: &[u8], envelope: &Envelope, context: &SessionContext) ->
 }
 
 /// Starts the file with the trace header and the first piece.
-async fn create(piece: Bytes, envelope: &Envelope, context: &SessionContext) -> io::Result<ContentWriter> {
+fn create(
+    piece: Bytes,
+    envelope: &Envelope,
+    context: &SessionContext,
+) -> impl FnOnce(&ContentFiles) -> io::Result<ContentWriter> + Send + use<> {
     let present = trace::scan_headers(&piece).of_cut_head();
     let prefix = trace::prefix(envelope, &context.hostname, present);
     let (id, instance) = (envelope.id, context.instance.clone());
-    let job = move |files: &ContentFiles| {
+    move |files| {
         let mut writer = files.create(id, &instance)?;
         writer.write(&prefix)?;
         writer.write(&piece)?;
         Ok(writer)
-    };
-    pool(context.front.file_job(job).await)
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the content file is gone")
 }
 
 async fn append(
@@ -93,7 +106,7 @@ async fn append(
     piece: Bytes,
     context: &SessionContext,
 ) -> io::Result<()> {
-    let Some(mut owned) = writer.take() else { return Err(io::Error::other("the content file is gone")) };
+    let mut owned = writer.take().ok_or_else(gone)?;
     let written = context.front.file_job(move |_| owned.write(&piece).map(|()| owned)).await;
     *writer = Some(pool(written)?);
     Ok(())

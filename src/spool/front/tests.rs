@@ -11,7 +11,7 @@ fn counters(messages: u64) -> Vec<Op> {
 }
 
 fn threaded() -> Front {
-    Front::threaded(Arc::new(MemorySpool::new()), None, 2).expect("threads")
+    Front::threaded(Arc::new(MemorySpool::new()), None, 2, 2).expect("threads")
 }
 
 #[test]
@@ -73,6 +73,16 @@ async fn after_close_commits_fail_and_reads_answer_none() {
     assert_eq!(front.read_async(|_| 1).await, None);
 }
 
+#[tokio::test]
+async fn closed_comes_back_after_the_last_commit() {
+    let front = threaded();
+    front.commit(counters(7), Box::new(|result| assert!(result.is_ok())));
+    front.close();
+    front.closed().await;
+    assert_eq!(front.spool().counters().expect("readable").messages, 7);
+    front.closed().await;
+}
+
 #[test]
 fn what_is_queued_at_close_is_still_done() {
     let front = threaded();
@@ -93,7 +103,7 @@ fn what_is_queued_at_close_is_still_done() {
 async fn file_jobs_run_when_there_are_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let files = ContentFiles::new(folder.path().to_owned());
-    let front = Front::threaded(Arc::new(MemorySpool::new()), Some(files), 1).expect("threads");
+    let front = Front::threaded(Arc::new(MemorySpool::new()), Some(files), 1, 1).expect("threads");
     let path = front.file_job(|files| files.folder().to_owned()).await;
     assert_eq!(path.as_deref(), Some(folder.path()));
 }

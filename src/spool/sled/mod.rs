@@ -12,23 +12,29 @@
 //! and `compact/` or `compacted/` during a compaction. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
+mod cache;
+mod count;
 pub(super) mod open;
+mod snapshot;
 pub(super) mod swap;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use sled::{Batch, IVec};
 
-use self::alarm::Alarm;
-use super::SpoolError;
+use self::cache::Cache;
+use self::count::Count;
+use self::open::OpenDatabase;
+use self::snapshot::{SNAPSHOT_AT_THE_END, SNAPSHOT_WHILE_RUNNING};
 use super::content::ContentFiles;
 use super::database::{Change, Database, Tree, Visit};
 use super::space;
 use super::sync::{self, Watch};
+use super::{Reads, SpoolError};
 
 /// The spool on disk. Dropping it closes the database and gives the folder free.
 pub type SledSpool = Database<SledTree>;
@@ -36,11 +42,13 @@ pub type SledSpool = Database<SledTree>;
 /// The records of a [`SledSpool`].
 pub struct SledTree {
     // Dropped in this order: sled writes its last bytes under our watch and our lock, when nobody else has it open.
-    _alarm: Alarm,
-    db: sled::Db,
+    /// `None` when it could not be opened again.
+    database: RwLock<Option<OpenDatabase>>,
     watch: Watch,
     /// Why nothing more is written.
     failed: OnceLock<String>,
+    count: Count,
+    cache: Cache,
     folder: PathBuf,
     instance: String,
     _lock: File,
@@ -74,20 +82,27 @@ impl Tree for SledTree {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
-        self.db.get(key).map_err(|error| trouble(&self.folder, error))
+        let found = self.with(|db| db.get(key).inspect(|_| cache::settle(db, key)))?;
+        if found.is_some() {
+            self.count.read(key);
+        }
+        Ok(found)
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
         if from >= to {
             return Ok(());
         }
-        for pair in self.db.range(from..to) {
-            let (key, value) = pair.map_err(|error| trouble(&self.folder, error))?;
-            if !visit(&key, &value) {
-                break;
+        self.with(|db| {
+            for pair in db.range(from..to) {
+                let (key, value) = pair?;
+                self.count.read(&key);
+                if !visit(&key, &value) {
+                    break;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn apply(&self, changes: Vec<Change>) -> Result<(), SpoolError> {
@@ -96,26 +111,62 @@ impl Tree for SledTree {
         }
         // A batch is a map, so of several changes of one key the last counts.
         let mut batch = Batch::default();
+        let mut removed = Vec::new();
         for (key, value) in changes {
             match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+                Some(value) => {
+                    self.cache.note_put(&key);
+                    batch.insert(key, value);
+                }
+                None => {
+                    removed.extend(self.cache.is_cold(&key).then(|| key.clone()));
+                    batch.remove(key);
+                }
             }
         }
-        let written = self.db.apply_batch(batch).and_then(|()| self.db.flush());
-        written.map(drop).map_err(|error| {
-            let error = trouble(&self.folder, error);
+        let written = self.with(|db| {
+            db.apply_batch(batch)?;
+            self.cache.settle_removed(db, &removed);
+            db.flush()
+        });
+        if let Err(error) = &written {
             self.failed.get_or_init(|| error.to_string());
             if matches!(error, SpoolError::Full(_)) {
                 // The next start needs room to deliver and remove.
                 space::release_reserve(&self.folder);
             }
-            error
-        })
+        }
+        written?;
+        // What was written is durable: should the database not open again, the next commit says so.
+        self.take_snapshot_from(SNAPSHOT_WHILE_RUNNING);
+        Ok(())
+    }
+
+    fn settle(&self) {
+        self.take_snapshot_from(SNAPSHOT_AT_THE_END);
     }
 
     fn syncs(&self) -> u64 {
         self.watch.syncs() + sync::other_syncs()
+    }
+
+    fn reads(&self) -> Reads {
+        self.count.reads()
+    }
+}
+
+impl SledTree {
+    /// Whether nothing is in it.
+    fn is_empty(&self) -> bool {
+        self.with(|db| Ok(db.is_empty())).unwrap_or(false)
+    }
+
+    /// Uses the database.
+    fn with<T>(&self, ask: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, SpoolError> {
+        match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(open) => ask(&open.db).map_err(|error| trouble(&self.folder, error)),
+            None => Err(SpoolError::Closed(self.failed.get().cloned().unwrap_or_default())),
+        }
     }
 }
 

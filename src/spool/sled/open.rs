@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLock};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -16,6 +16,8 @@ use super::super::space::{self, Bounds};
 use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys, migrate};
 use super::alarm::Alarm;
+use super::cache::Cache;
+use super::count::Count;
 use super::{SledSpool, SledTree, swap, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
@@ -93,18 +95,26 @@ impl SledSpool {
         remove_unfinished_conf(&own, &folder)?;
         let length = own.metadata().map_err(io_error(&database, "can't be looked at"))?.len();
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
-        let (db, alarm) = open_database(&folder, config.cache)?;
+        let database = RwLock::new(Some(OpenDatabase::open(&folder, config.cache)?));
         let instance = instance.simple().to_string();
-        let tree =
-            SledTree { _alarm: alarm, db, watch, failed: OnceLock::new(), folder, instance, _lock: lock };
+        let tree = SledTree {
+            database,
+            watch,
+            failed: OnceLock::new(),
+            count: Count::default(),
+            cache: Cache::new(config.cache),
+            folder,
+            instance,
+            _lock: lock,
+        };
         let ready = match purpose {
-            _ if tree.db.is_empty() && length > EMPTY_MAX => Err(SpoolError::Database {
+            _ if length > EMPTY_MAX && tree.is_empty() => Err(SpoolError::Database {
                 path: tree.folder.clone(),
                 reason: format!("sled finds nothing in its {length} bytes"),
             }),
             Purpose::Mail => guarded(&tree.folder, || make_ready(&tree, &Bounds::of(config))),
-            Purpose::Look if tree.db.is_empty() => Ok(()),
-            Purpose::Look => begin(&tree).map(drop),
+            Purpose::Look if tree.is_empty() => Ok(()),
+            Purpose::Look => begin(&tree, purpose).map(drop),
             Purpose::Copy => Ok(()),
         };
         match ready {
@@ -119,7 +129,7 @@ impl SledSpool {
 }
 
 fn make_ready(tree: &SledTree, bounds: &Bounds) -> Result<(), SpoolError> {
-    let start = begin(tree)?;
+    let start = begin(tree, Purpose::Mail)?;
     protect_and_sync(&tree.folder)?;
     prove_durable(tree, start)?;
     space::set_aside(&tree.folder, bounds).map_err(io_error(&tree.folder, "space can't be set aside"))
@@ -221,12 +231,22 @@ fn remove_unfinished_conf(database: &File, folder: &Path) -> Result<(), SpoolErr
     }
 }
 
-fn open_database(folder: &Path, cache: u64) -> Result<(sled::Db, Alarm), SpoolError> {
-    let config = sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
-    let db = guarded(folder, || config.open().map_err(|error| damage_or_trouble(folder, error)))?;
-    let alarm =
-        Alarm::set(config, db.clone()).map_err(io_error(folder, "no thread can be started for it"))?;
-    Ok((db, alarm))
+/// sled's database and who watches it.
+pub(super) struct OpenDatabase {
+    // Dropped in this order: the alarm's thread holds the database.
+    _alarm: Alarm,
+    pub db: sled::Db,
+}
+
+impl OpenDatabase {
+    pub fn open(folder: &Path, cache: u64) -> Result<Self, SpoolError> {
+        let config =
+            sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
+        let db = guarded(folder, || config.open().map_err(|error| damage_or_trouble(folder, error)))?;
+        let alarm =
+            Alarm::set(config, db.clone()).map_err(io_error(folder, "no thread can be started for it"))?;
+        Ok(Self { _alarm: alarm, db })
+    }
 }
 
 /// sled panics on some kinds of damage.
@@ -261,8 +281,8 @@ fn damage_or_trouble(folder: &Path, error: sled::Error) -> SpoolError {
     }
 }
 
-/// Checks the format, writes it into a new spool, and returns the number of the start before this one.
-fn begin(tree: &SledTree) -> Result<u64, SpoolError> {
+/// Checks the format, writes it into a new spool, begins to carry over an old one, and returns the number of the start before this one.
+fn begin(tree: &SledTree, purpose: Purpose) -> Result<u64, SpoolError> {
     let unreadable = |error: Unreadable| SpoolError::Database {
         path: tree.folder.clone(),
         reason: format!("its description can't be read: {error}"),
@@ -271,10 +291,10 @@ fn begin(tree: &SledTree) -> Result<u64, SpoolError> {
     if let Some(found) = tree.get(keys::META_FORMAT)? {
         let format = record::read_format(&found).map_err(unreadable)?;
         migrations::check(&tree.folder, format.version, &format.writer)?;
-        if format.version < migrations::CURRENT {
+        if format.version < migrations::CURRENT && purpose == Purpose::Mail {
             begin_migration(tree, format.version)?;
         }
-    } else if tree.db.is_empty() {
+    } else if tree.is_empty() {
         let format = Format { version: migrations::CURRENT, writer: env!("CARGO_PKG_VERSION").into() };
         tree.apply(vec![change(keys::META_FORMAT, record::write_format(&format))])?;
     } else {

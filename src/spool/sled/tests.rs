@@ -131,6 +131,69 @@ fn a_commit_whose_write_fails_comes_back() {
     }
 }
 
+fn snapshots(home: &Path) -> Vec<std::ffi::OsString> {
+    let names =
+        fs::read_dir(home.join("spool")).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("snap.")).collect()
+}
+
+#[test]
+fn a_snapshot_between_two_commits_is_taken_for_what_was_written_and_loses_nothing() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    let mut seen = snapshots(home.path());
+    for number in 1..=20 {
+        spool.commit(&arrival(&envelope(number, 20_000, vec![recipient("x@a.example")]))).expect("committed");
+        let written = spool.tree.watch.written();
+        spool.tree.take_snapshot_from(written + 1);
+        assert_eq!(snapshots(home.path()), seen, "too little was written");
+        spool.tree.take_snapshot_from(written);
+        let now = snapshots(home.path());
+        assert!(now.len() == 1 && now != seen, "a new one instead of the last: {now:?}");
+        seen = now;
+        assert!(spool.tree.watch.written() < 20_000, "the next one counts from here");
+    }
+    // As `kill -9` would leave it.
+    let killed = home.path().join("copy");
+    copy(&home.path().join("spool"), &killed.join("spool"));
+    for spool in [spool, sled_in(&killed).expect("opens")] {
+        assert_eq!(spool.list(None, 99).expect("readable").len(), 20);
+        (1..=20).for_each(|number| assert_eq!(spool.content(id(number)).expect("readable"), bytes(20_000)));
+    }
+}
+
+#[test]
+fn readers_wait_while_a_snapshot_is_taken() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    spool.commit(&arrival(&envelope(1, 20_000, vec![recipient("x@a.example")]))).expect("committed");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            (0..500).for_each(|_| assert_eq!(spool.content(id(1)).expect("readable"), bytes(20_000)));
+        });
+        while !reader.is_finished() {
+            spool.tree.take_snapshot_from(0);
+        }
+        reader.join().expect("every read found it");
+    });
+}
+
+#[test]
+fn a_database_that_does_not_open_again_takes_no_more_commits() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    spool.commit(&arrival(&envelope(1, 10, vec![recipient("x@a.example")]))).expect("committed");
+    let conf = home.path().join("spool/conf");
+    let good = fs::read(&conf).expect("readable");
+    fs::write(&conf, b"not what sled wrote here").expect("written");
+    spool.tree.take_snapshot_from(0);
+    assert!(matches!(spool.commit(&[]), Err(SpoolError::Closed(_))));
+    assert!(matches!(spool.message(id(1)), Err(SpoolError::Closed(_))));
+    drop(spool);
+    fs::write(&conf, good).expect("written");
+    assert!(sled_in(home.path()).expect("opens").message(id(1)).expect("readable").is_some());
+}
+
 #[test]
 fn a_first_start_that_ended_half_way_does_not_prevent_the_next() {
     let home = folder();

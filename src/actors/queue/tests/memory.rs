@@ -166,3 +166,25 @@ fn slow_destinations_with_long_queues_leave_memory_for_others() {
         assert_eq!(world.taken_by("ann@quick.example").len(), 1);
     });
 }
+
+#[test]
+fn first_pages_of_many_destinations_stay_within_memory_together() {
+    simulate(|| async {
+        let world =
+            World::with(few_recipients, |one| if one.at_s < 30 { Answer::NoHost } else { Answer::Slow(1) });
+        for number in 0..40 {
+            for _ in 0..60 {
+                world.hand_in("", &[&format!("u@d{number}.example")]);
+            }
+        }
+        sleep(30).await;
+        for _ in 0..600 {
+            sleep(1).await;
+            let held = world.look(|queue, _| queue.residents.held_soon()).await;
+            assert!(held <= 200 + 4 * 40, "{held} in memory");
+        }
+        assert_eq!(lock(&world.remote).taken.len(), 40 * 60);
+        world.check_idle().await;
+        world.check_left("");
+    });
+}
