@@ -80,6 +80,9 @@ fn assert_nothing_made_up(salvaged: &Salvaged, messages: u64) {
 
 const MESSAGES: u64 = 800;
 
+/// A way to damage a file.
+type Way<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 #[test]
 fn a_lost_segment_costs_only_what_is_in_it() {
     let patient = Patient::new(MESSAGES, 150);
@@ -87,7 +90,7 @@ fn a_lost_segment_costs_only_what_is_in_it() {
         let expected = patient.elsewhere(&HashSet::from([lost]));
         let start = lost * SEGMENT;
         let end = patient.sound.len().min(start + SEGMENT);
-        let ways: [&dyn Fn(&mut Vec<u8>); 3] = [
+        let ways: [Way<'_>; 3] = [
             &|bytes| bytes[start..end].fill(0xa5),
             &|bytes| bytes[start..end].fill(0),
             // The first message names the segment, too.
