@@ -213,7 +213,11 @@ impl Queue {
     fn wakes_read(&mut self, read: WakesRead) {
         match read.keys {
             Ok(keys) => {
-                let next = self.wake_all(keys, read.until_ms).or(read.full.then_some(read.until_ms));
+                let next = self.wake_all(keys, read.until_ms);
+                if next.is_none() && read.full {
+                    // There may be more, due or not: they have not been looked at.
+                    self.wakes.next = Next::Unknown;
+                }
                 self.wakes.ended();
                 next.into_iter().for_each(|at| self.wakes.note(at));
             }
