@@ -26,8 +26,8 @@ fn told(relay: &Relay, name: &str) -> u64 {
         let output = relay.output();
         output.lines().find(|line| line.contains("ready: mail is accepted")).map(str::to_owned)
     });
-    let words = line.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-    words.last().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name} in: {line}"))
+    let mut words = line.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    words.next().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name} in: {line}"))
 }
 
 fn metric(relay: &Relay, name: &str) -> u64 {
@@ -43,7 +43,6 @@ fn peak_mib(relay: &Relay) -> u64 {
 #[track_caller]
 fn check_memory(relay: &Relay) {
     let peak = peak_mib(relay);
-    println!("{peak} MiB at most");
     assert!(peak <= MEMORY_MAX_MIB, "{peak} MiB; {}", relay.metrics());
 }
 
