@@ -10,8 +10,9 @@ use crate::support::{http, place, wait_for, wait_until};
 
 /// Filling takes a while without optimisation.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Most resident memory of a relay with 100,000 messages to 100,000 destinations.
-const MEMORY_MAX_MIB: u64 = 150;
+/// Most resident memory of a relay with 100,000 messages to 100,000 destinations, of which 10,000 are in memory at once:
+/// some 180 MiB when all of them are tried as fast as they can be refused.
+const MEMORY_MAX_MIB: u64 = 224;
 const MANY: u64 = 100_000;
 
 fn launch(setup: Setup, mail: &Mail) -> Relay {
@@ -25,8 +26,8 @@ fn told(relay: &Relay, name: &str) -> u64 {
         let output = relay.output();
         output.lines().find(|line| line.contains("ready: mail is accepted")).map(str::to_owned)
     });
-    let words = line.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-    words.last().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name} in: {line}"))
+    let mut words = line.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    words.next().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name} in: {line}"))
 }
 
 fn metric(relay: &Relay, name: &str) -> u64 {
@@ -42,7 +43,6 @@ fn peak_mib(relay: &Relay) -> u64 {
 #[track_caller]
 fn check_memory(relay: &Relay) {
     let peak = peak_mib(relay);
-    println!("{peak} MiB at most");
     assert!(peak <= MEMORY_MAX_MIB, "{peak} MiB; {}", relay.metrics());
 }
 

@@ -76,7 +76,7 @@ async fn after_close_commits_fail_and_reads_answer_none() {
 #[tokio::test]
 async fn closed_comes_back_after_the_last_commit() {
     let front = threaded();
-    front.commit(counters(7), Box::new(|result| assert!(result.is_ok())));
+    front.commit(counters(7), Box::new(|result| assert_eq!(result.expect("committed").ops, 1)));
     front.close();
     front.closed().await;
     assert_eq!(front.spool().counters().expect("readable").messages, 7);

@@ -24,7 +24,7 @@ impl SledTree {
             return;
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        let opened = database.take().map_or(Ok(()), |open| close(open)).and_then(|()| self.open_again());
+        let opened = database.take().map_or(Ok(()), close).and_then(|()| self.open_again());
         match opened {
             Ok(open) => *database = Some(open),
             Err(error) => {
