@@ -20,6 +20,10 @@ enum Event {
     Jump(i64),
     /// A command for the message of this number.
     Command(usize, CommandVerb),
+    /// The destination of this number is suspended, for these hours or until it is resumed.
+    Suspend(u8, Option<u64>),
+    /// It is resumed.
+    Resume(u8),
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +76,24 @@ fn plots() -> impl Strategy<Value = Plot> {
         bounds,
         connections,
         delays,
+    })
+}
+
+/// Plots in which an operator holds mail back as well.
+fn plots_with_holds() -> impl Strategy<Value = Plot> {
+    let event = prop_oneof![
+        (0_usize..20).prop_map(|number| Event::Command(number, CommandVerb::Hold)),
+        (0_usize..20).prop_map(|number| Event::Command(number, CommandVerb::Release)),
+        (0_u8..6, proptest::option::of(1_u64..30)).prop_map(|(number, hours)| Event::Suspend(number, hours)),
+        (0_u8..6).prop_map(Event::Resume),
+    ];
+    let more = proptest::collection::vec((0_usize..60, 0_u64..100_000, event), 1..20);
+    (plots(), more).prop_map(|(mut plot, more)| {
+        for (at, wait_ms, event) in more {
+            let at = at % (plot.events.len() + 1);
+            plot.events.insert(at, (wait_ms, event));
+        }
+        plot
     })
 }
 
@@ -152,12 +174,23 @@ async fn play(plot: Plot) {
                     world.queue.do_send(Command { id, recipient: None, verb });
                 }
             }
+            Event::Suspend(number, hours) => {
+                let until_ms = hours.map_or(UNTIL_RESUMED, |hours| world.clock.now_ms() + hours * 3_600_000);
+                tell(&world, number, DestinationVerb::Suspend { until_ms });
+            }
+            Event::Resume(number) => tell(&world, number, DestinationVerb::Resume),
         }
     }
     // Long enough for every expiry, though the clock went back before a restart.
     wait_for_every_expiry(&world, 30 * (jumps + 1)).await;
     told.check(&world, &scripts).await;
     check_patrol(&world, jumps);
+}
+
+/// A command for the destination of this number.
+fn tell(world: &World, number: u8, verb: DestinationVerb) {
+    let destination = Domain::parse(&format!("d{number}.example")).expect("a domain");
+    world.queue.do_send(DestinationCommand { destination, verb });
 }
 
 /// Where wall time never jumped the patrol has nothing to put right, whatever happened meanwhile.
@@ -245,7 +278,8 @@ impl Told {
             }
         }
         world.check_idle().await;
-        world.check_left("qx");
+        // What is suspended stays so.
+        world.check_left("qxn");
     }
 }
 
@@ -254,6 +288,11 @@ proptest! {
 
     #[test]
     fn whatever_happens_every_recipient_meets_one_fate(plot in plots()) {
+        simulate(|| play(plot));
+    }
+
+    #[test]
+    fn whatever_is_held_back_every_recipient_meets_one_fate(plot in plots_with_holds()) {
         simulate(|| play(plot));
     }
 }
