@@ -92,7 +92,7 @@ impl Queue {
         let route = settings.routes.route_for(destination);
         let mut entry = Destination::new(route, phase, settings.connections_per_destination);
         entry.standing = self.destinations.standing_of(destination);
-        entry.until_ms = self.horizon_ms;
+        entry.until_ms = self.unlooked.remove(destination).unwrap_or(0).max(self.horizon_ms);
         self.destinations.map.insert(destination.clone(), entry);
         if phase == Phase::Loading {
             self.load_destination(destination);

@@ -61,6 +61,7 @@ use crate::schedule::jumps::Jumps;
 use crate::schedule::retry::RetryRules;
 use crate::schedule::rings::Rings;
 use crate::schedule::slots::Slots;
+use crate::smtp::address::Domain;
 use crate::spool::front::Front;
 use crate::spool::{Counters, SpoolError};
 
@@ -163,6 +164,8 @@ pub struct Queue {
     jumps: Jumps,
     /// Wall time went back: until each destination was looked at once, mail is due up to this time. Else zero.
     horizon_ms: u64,
+    /// Destinations that backed off when they were looked at for that, and until when their mail is due.
+    unlooked: HashMap<Domain, u64>,
     /// When the attempts and destinations in memory were last looked after.
     looked: Option<Instant>,
     /// Crashes in a row, of recipients whose last attempt crashed.
@@ -205,6 +208,7 @@ impl Queue {
             since_ms: now_ms,
             jumps: Jumps::default(),
             horizon_ms: 0,
+            unlooked: HashMap::new(),
             looked: None,
             crashes: HashMap::new(),
             condemned: HashSet::new(),

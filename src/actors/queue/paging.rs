@@ -232,7 +232,7 @@ impl Queue {
     fn adopt_page(&mut self, destination: &Domain, page: DuePage, extent: Extent) {
         let now_ms = self.now_ms();
         let backs_off = self.destinations.map.get(destination).is_none_or(|entry| entry.backs_off(now_ms));
-        let again = self.parts.clock.instant() + Duration::from_millis(READ_AGAIN_MS);
+        let unlooked_max = self.parts.settings.memory.destinations;
         let mut later = page.next_due_ms;
         for (id, reason) in page.damaged {
             if !self.quarantine(id, &reason) {
@@ -278,10 +278,16 @@ impl Queue {
             later.into_iter().for_each(|due| entry.note_due(due));
             match extent {
                 Extent::Full if used => {}
-                // What is due lies before what was put off: look again when that may have gone out.
-                Extent::Full if backs_off && entry.until_ms > 0 => entry.page_after = Some(again),
+                // What is due lies before what was put off: it looks again when that may go out, and keeps no place till then.
+                Extent::Full if backs_off && entry.until_ms > 0 => {
+                    let until_ms = std::mem::take(&mut entry.until_ms);
+                    if self.unlooked.len() < unlooked_max {
+                        self.unlooked.insert(destination.clone(), until_ms);
+                    }
+                }
                 Extent::Full | Extent::Whole => entry.until_ms = 0,
-                Extent::Nothing => {}
+                // It backs off and was not looked at: what the earlier clock put off is still to be found.
+                Extent::Nothing => entry.more_on_disk |= entry.until_ms > 0,
             }
         }
     }
