@@ -393,8 +393,9 @@ fn grow(spool: &SledSpool) {
             domains.iter().map(|domain| Op::PutDestination(domain.clone(), DestinationRecord::default()));
         spool.commit(&put.collect::<Vec<_>>()).unwrap();
     }
-    let all = spool.destinations(None, usize::MAX).unwrap();
-    let gone: Vec<Op> = all.into_iter().map(|(domain, _)| Op::DeleteDestination(domain)).collect();
+    let all = spool.destinations(None, usize::MAX).unwrap().into_iter();
+    let made = all.filter(|(_, record)| *record == DestinationRecord::default());
+    let gone: Vec<Op> = made.map(|(domain, _)| Op::DeleteDestination(domain)).collect();
     spool.commit(&gone).unwrap();
 }
 

@@ -352,7 +352,8 @@ impl Actor for Queue {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.me = Some(ctx.address());
-        self.look_ahead();
+        // A start reads no message: this one waits until mail is taken.
+        ctx.run_later(TICK, |queue, _| queue.look_ahead());
         self.turn(ctx);
     }
 }

@@ -232,7 +232,6 @@ impl Queue {
     fn adopt_page(&mut self, destination: &Domain, page: DuePage, extent: Extent) {
         let now_ms = self.now_ms();
         let backs_off = self.destinations.map.get(destination).is_none_or(|entry| entry.backs_off(now_ms));
-        let unlooked_max = self.parts.settings.memory.destinations;
         let mut later = page.next_due_ms;
         for (id, reason) in page.damaged {
             if !self.quarantine(id, &reason) {
@@ -276,8 +275,17 @@ impl Queue {
         if let Some(entry) = self.destinations.map.get_mut(destination) {
             entry.more_on_disk |= left;
             later.into_iter().for_each(|due| entry.note_due(due));
+        }
+        if extent != Extent::Full || !used {
+            self.looked_until(destination, extent, backs_off);
+        }
+    }
+
+    /// Notes how far a destination has been looked through for what an earlier clock put off.
+    fn looked_until(&mut self, destination: &Domain, extent: Extent, backs_off: bool) {
+        let unlooked_max = self.parts.settings.memory.destinations;
+        if let Some(entry) = self.destinations.map.get_mut(destination) {
             match extent {
-                Extent::Full if used => {}
                 // What is due lies before what was put off: it looks again when that may go out, and keeps no place till then.
                 Extent::Full if backs_off && entry.until_ms > 0 => {
                     let until_ms = std::mem::take(&mut entry.until_ms);

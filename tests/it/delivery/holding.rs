@@ -91,7 +91,7 @@ fn an_operator_suspends_and_resumes_a_destination_over_a_restart() {
         (&"brief.test".into(), &"brief.test".into())
     );
     let text = said(&relay, &["destinations", "list", "--after", "brief.test"]);
-    assert!(text.contains("quiet.test  suspended  1") && !text.contains("brief.test "), "{text}");
+    assert!(text.contains("quiet.test   suspended  1") && !text.contains("brief.test "), "{text}");
     let id = json(&relay, &["queue", "list"])["messages"][0]["id"].as_str().unwrap().to_owned();
     assert!(said(&relay, &["queue", "show", &id]).contains("suspended until an operator resumes it"));
     assert!(said(&relay, &["queue", "list"]).contains("suspended"));

@@ -149,14 +149,10 @@ async fn play(plot: Plot) {
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         match event {
             Event::Mail(recipients) => mail(&world, &scripts, &mut told, number, recipients),
-            Event::Kill => {
-                let (front, new_hands) = by_hand(&world.spool, &plot.delays);
-                world.restart_over(front, || hands.die()).await;
-                hands = new_hands;
-                told.note_lost(&world);
-            }
-            Event::Restart => {
-                let _ = tokio::time::timeout(Duration::from_secs(30), world.queue.send(Drain)).await;
+            Event::Kill | Event::Restart => {
+                if matches!(event, Event::Restart) {
+                    let _ = tokio::time::timeout(Duration::from_secs(30), world.queue.send(Drain)).await;
+                }
                 let (front, new_hands) = by_hand(&world.spool, &plot.delays);
                 world.restart_over(front, || hands.die()).await;
                 hands = new_hands;
@@ -174,10 +170,7 @@ async fn play(plot: Plot) {
                     world.queue.do_send(Command { id, recipient: None, verb });
                 }
             }
-            Event::Suspend(number, hours) => {
-                let until_ms = hours.map_or(UNTIL_RESUMED, |hours| world.clock.now_ms() + hours * 3_600_000);
-                tell(&world, number, DestinationVerb::Suspend { until_ms });
-            }
+            Event::Suspend(number, hours) => tell(&world, number, suspend_for(&world, hours)),
             Event::Resume(number) => tell(&world, number, DestinationVerb::Resume),
         }
     }
@@ -185,6 +178,11 @@ async fn play(plot: Plot) {
     wait_for_every_expiry(&world, 30 * (jumps + 1)).await;
     told.check(&world, &scripts).await;
     check_patrol(&world, jumps);
+}
+
+fn suspend_for(world: &World, hours: Option<u64>) -> DestinationVerb {
+    let until_ms = hours.map_or(UNTIL_RESUMED, |hours| world.clock.now_ms() + hours * 3_600_000);
+    DestinationVerb::Suspend { until_ms }
 }
 
 /// A command for the destination of this number.

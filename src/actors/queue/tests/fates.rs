@@ -249,7 +249,7 @@ fn a_notice_of_delay_does_not_make_a_ready_recipient_ready_twice() {
 }
 
 #[test]
-fn what_expires_in_the_attempt_that_sends_its_message_to_quarantine_is_not_reported_and_leaves_memory() {
+fn what_expires_in_the_attempt_that_sends_its_message_to_quarantine_is_reported_and_leaves_memory() {
     simulate(|| async {
         let world = World::with(short_lived, |one| match (one.to, one.number) {
             ("ann@odd.example", 1 | 2) => Answer::Later,
@@ -261,7 +261,12 @@ fn what_expires_in_the_attempt_that_sends_its_message_to_quarantine_is_not_repor
         sleep(20 * MINUTE).await;
         let quarantined = world.spool.quarantined(None, 10).expect("readable");
         assert_eq!(quarantined.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id]);
-        assert_eq!(world.mail_of("joe@sender.example"), Vec::<String>::new());
+        let reports = world.mail_of("joe@sender.example");
+        assert_eq!(reports.len(), 1, "what the attempt found is her fate: {reports:?}");
+        assert!(reports[0].contains("ann@odd.example") && !reports[0].contains("bob@odd.example"));
+        let aside = world.spool.in_quarantine(id).expect("readable").expect("there");
+        let states = aside.message.expect("readable").states;
+        assert_eq!([states[0].status, states[1].status], [Status::Expired, Status::Queued]);
         world.check_idle().await;
     });
 }

@@ -256,13 +256,32 @@ async fn start_for_real(world: &mut World, per_second: usize, takes_ms: u64) -> 
     };
     world.queue = Queue::new(parts, world.spool.counters().expect("readable")).start();
     (world.metrics, world.failure) = (metrics, failed);
-    // Paused time passes while sockets have something to say: in steps that are small beside a second.
-    actix_rt::spawn(async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
+    actix_rt::spawn(steps());
     (names, server)
+}
+
+/// Paused time would pass while sockets still have something to say. So it goes in steps that are small beside a second, and
+/// each waits until bytes that were sent before it have gone around: time stands still while something blocks.
+async fn steps() {
+    use std::io::{Read, Write};
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let mut out =
+        std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
+    let (mut back, _) = listener.accept().expect("accepted");
+    loop {
+        let rounds = move || {
+            for _ in 0..4 {
+                out.write_all(b"!").expect("written");
+                back.read_exact(&mut [0]).expect("read");
+                back.write_all(b"!").expect("written");
+                out.read_exact(&mut [0]).expect("read");
+            }
+            (out, back)
+        };
+        (out, back) = tokio::task::spawn_blocking(rounds).await.expect("no panic");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Waits until so much has been taken.
