@@ -109,6 +109,8 @@ impl Server {
     }
 
     async fn serve(&self, socket: TcpStream, clock: &SimulatedClock) -> Option<()> {
+        // The kernel would hold back small answers for a while of its own time, in which simulated time runs away.
+        socket.set_nodelay(true).ok()?;
         let mut socket = BufReader::new(socket);
         socket.write_all(b"220 hi\r\n").await.ok()?;
         let mut line = String::new();
@@ -358,7 +360,7 @@ fn connections_ramp_up_to_the_bound_and_a_destination_that_answers_does_not_wait
         let (most, first) = server.arrivals();
         assert!(first[..2].iter().all(|count| *count <= 51), "{first:?}");
         assert!(most <= 151, "half of the bound, and the one that answers: {first:?}");
-        assert!(first[15..20].iter().all(|count| *count >= 125), "{first:?}");
+        assert!(first[20..30].iter().all(|count| *count >= 130), "{first:?}");
         sleep(5).await;
         assert_eq!(world.metrics.attempts_started.get(), DESTINATIONS as u64 + 6);
         check_schedule(&world, &server, DESTINATIONS).await;
