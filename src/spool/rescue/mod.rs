@@ -146,16 +146,18 @@ fn hold(from: &Path, database: &File) -> Result<Option<File>, RescueError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(RescueError::NoSpool { path: lock, source }),
     };
-    for file in lock.iter().chain([database]) {
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(SpoolError::Locked(from.to_owned()).into()),
-            Err(fs::TryLockError::Error(source)) => {
-                return Err(RescueError::NoSpool { path: from.to_owned(), source });
-            }
+    match lock.as_ref().map_or(Ok(()), File::try_lock) {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Err(SpoolError::Locked(from.to_owned()).into()),
+        Err(fs::TryLockError::Error(source)) => {
+            return Err(RescueError::NoSpool { path: from.to_owned(), source });
         }
     }
-    Ok(lock)
+    open::wait_for_the_last_one(database, from)?;
+    match database.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(_) => Err(SpoolError::Locked(from.to_owned()).into()),
+    }
 }
 
 fn must_be_new(from: &Path, to: &Path) -> Result<(), RescueError> {
