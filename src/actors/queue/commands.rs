@@ -182,8 +182,8 @@ impl Queue {
         names.sort_unstable();
         names.truncate(limit);
         let of = |name: &Domain| {
-            let mut found = DestinationInMemory::default();
-            found.attempts = self.destinations.map.get(name).map_or(0, |entry| entry.attempts);
+            let attempts = self.destinations.map.get(name).map_or(0, |entry| entry.attempts);
+            let mut found = DestinationInMemory { attempts, ..DestinationInMemory::default() };
             for (id, number) in self.residents.in_memory_for(name) {
                 let Some(resident) = self.residents.get(id) else { continue };
                 let state = &resident.states[usize::from(number)];
