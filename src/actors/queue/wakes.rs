@@ -51,16 +51,21 @@ impl Index {
 
     /// A key is on disk whose destination is not in memory.
     pub fn note(&mut self, at_ms: u64) {
-        self.next = match self.next {
-            Next::Unknown => Next::Unknown,
-            Next::At(known) => Next::At(known.min(at_ms)),
-            Next::Nothing => Next::At(at_ms),
-        };
+        self.expect(at_ms);
         if self.reading {
             self.noted = Some(self.noted.map_or(at_ms, |noted| noted.min(at_ms)));
         } else {
             self.rewind(at_ms);
         }
+    }
+
+    /// There is a key of this time after the cursor.
+    fn expect(&mut self, at_ms: u64) {
+        self.next = match self.next {
+            Next::Unknown => Next::Unknown,
+            Next::At(known) => Next::At(known.min(at_ms)),
+            Next::Nothing => Next::At(at_ms),
+        };
     }
 
     /// Makes sure that keys of this time are still to be read.
@@ -219,7 +224,8 @@ impl Queue {
                     self.wakes.next = Next::Unknown;
                 }
                 self.wakes.ended();
-                next.into_iter().for_each(|at| self.wakes.note(at));
+                // Without going back: thousands of keys may have this very time, and were just read.
+                next.into_iter().for_each(|at| self.wakes.expect(at));
             }
             Err(error) => {
                 self.damaged(&error);
