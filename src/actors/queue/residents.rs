@@ -205,10 +205,8 @@ impl Residents {
     pub fn adopt(&mut self, stored: &StoredMessage) -> &mut Resident {
         self.messages.entry(stored.envelope.id).or_insert_with(|| Resident {
             places: vec![Place::Disk; stored.states.len()],
-            records: stored
-                .states
-                .iter()
-                .any(|state| *state != RecipientState::fresh(stored.envelope.arrived_ms)),
+            // One that was on hold and was released looks fresh, but has its record.
+            records: true,
             states: stored.states.clone(),
             content: None,
             indexed: true,

@@ -243,3 +243,21 @@ fn what_is_held_back_is_reported_and_expires_as_ever() {
         }
     });
 }
+
+#[test]
+fn a_recipient_that_was_held_and_released_before_its_first_attempt_leaves_nothing() {
+    simulate(|| async {
+        let world = World::new(|_| Answer::Deliver);
+        world.suspend("quiet.example", None).await;
+        let id = world.accept(&["ann@quiet.example"]).await;
+        sleep(MINUTE).await;
+        assert_eq!(world.command(id, None, CommandVerb::Hold).await, done(1, 0));
+        assert_eq!(world.command(id, None, CommandVerb::Release).await, done(1, 0));
+        sleep(MINUTE).await;
+        world.resume("quiet.example").await;
+        sleep(MINUTE).await;
+        assert_eq!(world.taken_by("ann@quiet.example").len(), 1);
+        world.check_idle().await;
+        world.check_left("");
+    });
+}
