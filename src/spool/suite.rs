@@ -1,6 +1,7 @@
 //! What every spool must do, run over each body.
 
 use std::collections::HashSet;
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -408,6 +409,20 @@ fn a_settled_recipient_keeps_its_end_until_the_message_goes<T: Tree + 'static>(s
 pub(super) fn sled_in(folder: &std::path::Path) -> Result<SledSpool, SpoolError> {
     let config = SpoolConfig { path: folder.join("spool"), reserve: 0, ..SpoolConfig::default() };
     SledSpool::open(&config, uuid::Uuid::from_u128(7))
+}
+
+/// Copies a folder and all in it.
+pub(super) fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
+        }
+    }
 }
 
 macro_rules! over_both_bodies {

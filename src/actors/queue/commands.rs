@@ -20,49 +20,29 @@ use crate::smtp::address::Domain;
 use crate::spool::{DueKey, Op};
 
 impl Queue {
-    /// Takes a recipient out of the schedule: it keeps its due time, but no key names it.
-    pub(super) fn hold_recipient(&mut self, id: QueueId, number: u16) {
+    /// Takes a recipient out of the schedule (it keeps its due time, but no key names it), or puts it back where it was.
+    pub(super) fn hold_recipient(&mut self, id: QueueId, number: u16, on: bool) {
         let Some(resident) = self.residents.get_mut(id) else { return };
         let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
         let state = &mut resident.states[usize::from(number)];
-        if state.held || state.status.is_settled() {
+        if state.held == on || state.status.is_settled() {
             return;
         }
-        state.held = true;
+        state.held = on;
         resident.records = true;
         let (due_ms, written, indexed) = (state.due_ms, state.clone(), resident.indexed);
-        self.count_hold(id, true);
+        self.count_hold(id, on);
         self.open.changes.push(Op::PutRecipient(id, number, written));
-        if indexed {
-            let due = DueKey { destination: destination.clone(), due_ms, id, number };
+        let due = DueKey { destination: destination.clone(), due_ms, id, number };
+        if !indexed {
+            self.index(id);
+        } else if on {
             self.open.changes.push(Op::DeleteDue(due));
         } else {
-            self.index(id);
-        }
-        self.settling(id, number, &destination);
-    }
-
-    /// Puts it back where it was.
-    pub(super) fn release_recipient(&mut self, id: QueueId, number: u16) {
-        let Some(resident) = self.residents.get_mut(id) else { return };
-        let destination = resident.envelope.recipients[usize::from(number)].destination.clone();
-        let state = &mut resident.states[usize::from(number)];
-        if !state.held || state.status.is_settled() {
-            return;
-        }
-        state.held = false;
-        resident.records = true;
-        let (due_ms, written, indexed) = (state.due_ms, state.clone(), resident.indexed);
-        self.count_hold(id, false);
-        self.open.changes.push(Op::PutRecipient(id, number, written));
-        if indexed {
-            let due = DueKey { destination: destination.clone(), due_ms, id, number };
             self.open.changes.push(Op::PutDue(due));
             if let Some(at) = self.expect_mail(&destination, due_ms) {
                 self.open.changes.push(Op::PutWake(at, destination.clone()));
             }
-        } else {
-            self.index(id);
         }
         self.settling(id, number, &destination);
     }

@@ -143,8 +143,8 @@ impl Queue {
                     self.lift_if_unread(id, number, records);
                     self.retry_recipient(id, number);
                 }
-                CommandVerb::Hold => self.hold_recipient(id, number),
-                CommandVerb::Release => self.release_recipient(id, number),
+                CommandVerb::Hold => self.hold_recipient(id, number, true),
+                CommandVerb::Release => self.hold_recipient(id, number, false),
             }
         }
         CommandResult::Done { recipients, in_flight }
@@ -153,15 +153,16 @@ impl Queue {
     /// Why nothing can be done to any of these recipients: all are on hold, or none is.
     fn hold_forbids(&self, id: QueueId, verb: CommandVerb, wanted: &[(u16, Place)]) -> Option<String> {
         let resident = self.residents.get(id)?;
-        let held = |(number, place): &&(u16, Place)| {
-            !matches!(place, Place::InFlight | Place::Arriving) && resident.states[usize::from(*number)].held
-        };
-        let flying = |(_, place): &(u16, Place)| matches!(place, Place::InFlight | Place::Arriving);
-        match (verb, wanted.iter().filter(held).count()) {
-            (CommandVerb::Retry, count) if count == wanted.len() => {
+        // What is in flight is not on hold, but may have to be released from a hold that is to come.
+        let flying = wanted.iter().any(|(_, place)| matches!(place, Place::InFlight | Place::Arriving));
+        let held = |(number, _): &(u16, Place)| resident.states[usize::from(*number)].held;
+        match verb {
+            CommandVerb::Retry if wanted.iter().all(held) => {
                 Some(format!("it is on hold; to have it tried: posthaste queue release {id}"))
             }
-            (CommandVerb::Release, 0) if !wanted.iter().any(flying) => Some("it is not on hold".to_owned()),
+            CommandVerb::Release if !flying && !wanted.iter().any(held) => {
+                Some("it is not on hold".to_owned())
+            }
             _ => None,
         }
     }

@@ -368,8 +368,8 @@ impl Queue {
         match wish {
             Wish::Remove => self.remove_recipient(id, number),
             Wish::Retry => self.retry_recipient(id, number),
-            Wish::Hold => self.hold_recipient(id, number),
-            Wish::Release => self.release_recipient(id, number),
+            Wish::Hold => self.hold_recipient(id, number, true),
+            Wish::Release => self.hold_recipient(id, number, false),
         }
     }
 

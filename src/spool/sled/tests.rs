@@ -9,7 +9,7 @@ use std::{fs, sync::Arc};
 use uuid::Uuid;
 
 use super::super::record::{self, Format};
-use super::super::suite::{arrival, bytes, deferred, departure, envelope, id, recipient, sled_in};
+use super::super::suite::{arrival, bytes, copy, deferred, departure, envelope, id, recipient, sled_in};
 use super::super::{Counters, Op, Spool, keys};
 use super::*;
 use crate::config::SpoolConfig;
@@ -17,19 +17,6 @@ use crate::migrations;
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copied");
-        }
-    }
 }
 
 #[test]

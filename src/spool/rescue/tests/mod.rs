@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::database::Tree;
-use super::super::suite::{bytes, envelope, recipient, sled_in};
+use super::super::suite::{bytes, copy, envelope, recipient, sled_in};
 use super::super::{Counters, Op, Spool, keys};
 use super::log::Log;
 use super::tree::Salvaged;
@@ -33,19 +33,6 @@ impl Dice {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 % end as u64).expect("below a usize")
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copied");
-        }
     }
 }
 

@@ -8,20 +8,7 @@ use super::*;
 use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
 use crate::spool::sled::swap::{Step, settle, snapshots};
-use crate::spool::suite::departure;
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copied");
-        }
-    }
-}
+use crate::spool::suite::{copy, departure};
 
 fn config(home: &Path) -> SpoolConfig {
     SpoolConfig { path: home.join("spool"), reserve: 0, ..SpoolConfig::default() }
