@@ -1,8 +1,9 @@
 //! What the spool costs: `cargo bench --bench spool -- [folder] [SIZExBATCH]...`.
 //!
 //! One thread commits as the Queue does: each commit stores fresh messages of one recipient and removes those that
-//! were stored 500 messages before, deletes included in every number. The folder (default: the system's temporary one)
-//! must be on the kind of disk that is to be measured, not in memory.
+//! were stored 500 messages before, deletes included in every number. Each case runs twice: with messages that are delivered
+//! at their first attempt (they never get due and deadline keys), and with messages that wait for a later one (they do). The
+//! folder (default: the system's temporary one) must be on the kind of disk that is to be measured, not in memory.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
@@ -22,13 +23,16 @@ use posthaste::spool::sled::SledSpool;
 use posthaste::spool::{Counters, DueKey, Op, Spool};
 
 /// Messages in the spool at any time.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const LIVE: usize = 500;
 const RUN: Duration = Duration::from_secs(4);
 const NOW_MS: u64 = 1_700_000_000_000;
 
 /// Content in bytes and messages per commit.
-const CASES: [(usize, usize); 6] =
-    [(4096, 1), (4096, 20), (4096, 100), (512, 20), (10_240, 50), (32_768, 20)];
+const CASES: [(usize, usize); 7] =
+    [(4096, 1), (4096, 8), (4096, 20), (4096, 100), (512, 20), (10_240, 50), (32_768, 20)];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut folder = std::env::temp_dir();
@@ -42,19 +46,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     if cases.is_empty() {
         cases.extend(CASES);
     }
-    println!("content  per commit  messages/s  commits/s  syncs/commit  CPU us/message  KB written/message");
+    println!(
+        "content  per commit  mail   messages/s  commits/s  syncs/commit  CPU us/message  KB written/message"
+    );
     for (size, batch) in cases {
-        run(&folder, size, batch)?;
+        run(&folder, size, batch, false)?;
+        run(&folder, size, batch, true)?;
     }
     Ok(())
 }
 
-fn run(folder: &Path, size: usize, batch: usize) -> Result<(), Box<dyn Error>> {
+fn run(folder: &Path, size: usize, batch: usize, waits: bool) -> Result<(), Box<dyn Error>> {
     let home = folder.join(format!("posthaste-bench-{}", std::process::id()));
     let config = SpoolConfig { path: home.clone(), reserve: 0, ..SpoolConfig::default() };
     let spool = SledSpool::open(&config, uuid::Uuid::new_v4())?;
     let content: Bytes = (0..size).map(|at| (at % 251) as u8).collect();
-    let mut load = Load { made: 0, live: VecDeque::new(), content };
+    let mut load = Load { made: 0, live: VecDeque::new(), content, waits };
     load.commits(&spool, LIVE / 2, Duration::from_secs(60), LIVE)?;
 
     let (cpu, written, syncs, start) = (cpu_time()?, bytes_written()?, spool.syncs(), Instant::now());
@@ -64,7 +71,8 @@ fn run(folder: &Path, size: usize, batch: usize) -> Result<(), Box<dyn Error>> {
     let written = bytes_written()? - written;
     let (messages, syncs) = ((load.made - messages) as f64, (spool.syncs() - syncs) as f64);
     println!(
-        "{size:7}  {batch:10}  {:10.0}  {:9.0}  {:12.2}  {:14.1}  {:18.1}",
+        "{size:7}  {batch:10}  {}  {:10.0}  {:9.0}  {:12.2}  {:14.1}  {:18.1}",
+        if waits { "waits" } else { "fresh" },
         messages / wall,
         commits as f64 / wall,
         syncs / commits as f64,
@@ -80,6 +88,8 @@ struct Load {
     made: u64,
     live: VecDeque<Arc<Envelope>>,
     content: Bytes,
+    /// Whether the messages get due and deadline keys.
+    waits: bool,
 }
 
 impl Load {
@@ -128,16 +138,20 @@ impl Load {
             recipients: vec![Recipient { destination: path.domain().clone(), path: ForwardPath::new(path) }],
         });
         ops.push(Op::PutMessage(envelope.clone(), Content::Memory(self.content.clone())));
-        ops.push(Op::PutDue(due(&envelope)));
-        ops.push(Op::PutDeadline(envelope.arrived_ms + 14_400_000, envelope.id));
+        if self.waits {
+            ops.push(Op::PutDue(due(&envelope)));
+            ops.push(Op::PutDeadline(envelope.arrived_ms + 14_400_000, envelope.id));
+        }
         self.live.push_back(envelope);
         Ok(())
     }
 
     fn remove(&mut self, ops: &mut Vec<Op>) {
         let Some(envelope) = self.live.pop_front() else { return };
-        ops.push(Op::DeleteDue(due(&envelope)));
-        ops.push(Op::DeleteDeadline(envelope.arrived_ms + 14_400_000, envelope.id));
+        if self.waits {
+            ops.push(Op::DeleteDue(due(&envelope)));
+            ops.push(Op::DeleteDeadline(envelope.arrived_ms + 14_400_000, envelope.id));
+        }
         ops.push(Op::RemoveMessage { envelope, states: false });
     }
 }

@@ -4,6 +4,7 @@
 //! cargo bench --bench million                    # 10,000, 100,000 and 1,000,000 messages
 //! cargo bench --bench million -- 100000          # one length
 //! cargo bench --bench million -- 1000000 short   # without the drain
+//! cargo bench --bench million -- 1000000 tried   # each message was tried once, not only one per destination
 //! ```
 //!
 //! A real spool is filled with messages of 4 KiB to 1,000 destinations that all back off, by a process that is then
@@ -64,6 +65,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const MIB: f64 = 1024.0 * 1024.0;
 /// The first argument of a child that fills a spool.
 const FILL: &str = "fill-and-wait";
+/// The argument for mail that was tried.
+const TRIED: &str = "tried";
 
 /// What one length of queue measured.
 #[derive(Debug)]
@@ -87,10 +90,11 @@ struct Drain {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    if let [first, folder, count] = &args[..]
+    let waits = if args.iter().any(|arg| arg == TRIED) { Waits::BackOffTried } else { Waits::BackOff };
+    if let [first, folder, count, ..] = &args[..]
         && first == FILL
     {
-        return fill_and_wait(Path::new(folder), count.parse().expect("a count"));
+        return fill_and_wait(Path::new(folder), &mail(count.parse().expect("a count"), waits));
     }
     let counts: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     let short = args.iter().any(|arg| arg == "short");
@@ -99,7 +103,7 @@ fn main() {
     );
     println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for count in if counts.is_empty() { COUNTS.to_vec() } else { counts } {
-        print_row(count, &measure(count, short));
+        print_row(count, &measure(&mail(count, waits), short));
     }
 }
 
@@ -128,10 +132,10 @@ fn cell(value: Option<f64>, digits: usize) -> String {
     value.map_or("–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-fn measure(count: u64, short: bool) -> Row {
+fn measure(mail: &Mail, short: bool) -> Row {
     let sink = Sink::start();
     let setup = setup(&sink);
-    fill_and_kill(&setup, count);
+    fill_and_kill(&setup, mail);
     let database = std::fs::metadata(setup.folder().join("spool/db")).expect("a database").len();
     let begun = Instant::now();
     let mut relay = setup.launch();
@@ -147,13 +151,13 @@ fn measure(count: u64, short: bool) -> Row {
     let begun = Instant::now();
     relay.restart();
     let stopped = greeted(&relay, begun);
-    let drain = (!short).then(|| drain(&mut relay, &sink, count));
+    let drain = (!short).then(|| drain(&mut relay, &sink, mail));
     Row {
         killed,
         first_out,
         rest,
         most,
-        each: database as f64 / count as f64,
+        each: database as f64 / mail.messages as f64,
         accepted,
         empty,
         stopped,
@@ -166,13 +170,13 @@ fn stop(relay: &mut Relay) {
     assert!(relay.ended_within(PATIENCE).is_some_and(|status| status.success()), "it ends");
 }
 
-fn drain(relay: &mut Relay, sink: &Sink, count: u64) -> Drain {
+fn drain(relay: &mut Relay, sink: &Sink, mail: &Mail) -> Drain {
     stop(relay);
-    filled::lift(&filled::open(&relay.folder().join("spool")), &mail(count));
+    filled::lift(&filled::open(&relay.folder().join("spool")), mail);
     let before = sink.messages.load(Ordering::Relaxed);
     let begun = Instant::now();
     relay.restart();
-    await_messages(sink, before + count as usize);
+    await_messages(sink, before + mail.messages as usize);
     Drain { took: begun.elapsed(), most: peak_memory(relay) }
 }
 
@@ -229,17 +233,18 @@ fn connect(address: SocketAddr) -> TcpStream {
     }
 }
 
-fn mail(count: u64) -> Mail {
-    Mail { name: "d", messages: count, destinations: DESTINATIONS, size: SIZE, waits: Waits::BackOff }
+fn mail(count: u64, waits: Waits) -> Mail {
+    Mail { name: "d", messages: count, destinations: DESTINATIONS, size: SIZE, waits }
 }
 
 /// Has another process fill the spool, and kills it.
-fn fill_and_kill(setup: &Setup, count: u64) {
+fn fill_and_kill(setup: &Setup, mail: &Mail) {
     let program = std::env::current_exe().expect("this program");
     let mut child = Command::new(program)
         .arg(FILL)
         .arg(setup.folder().join("spool"))
-        .arg(count.to_string())
+        .arg(mail.messages.to_string())
+        .args((mail.waits == Waits::BackOffTried).then_some(TRIED))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -253,9 +258,9 @@ fn fill_and_kill(setup: &Setup, count: u64) {
 }
 
 /// What that process does: it fills, says so, and waits for the end of its input.
-fn fill_and_wait(folder: &Path, count: u64) {
+fn fill_and_wait(folder: &Path, mail: &Mail) {
     let spool = filled::open(folder);
-    filled::fill(&spool, &mail(count));
+    filled::fill(&spool, mail);
     let due = Mail { name: "due", messages: DUE, destinations: 1, size: SIZE, waits: Waits::Overdue };
     filled::fill(&spool, &due);
     println!("full");

@@ -221,12 +221,8 @@ impl Shared {
         if content.len() <= self.content_threshold {
             return Ok(Content::Memory(content));
         }
-        let (id, instance) = (envelope.id, self.instance.clone());
-        let job = move |files: &ContentFiles| {
-            let mut writer = files.create(id, &instance)?;
-            writer.write(&content)?;
-            writer.finish()
-        };
+        let (id, instance, bytes) = (envelope.id, self.instance.clone(), content.clone());
+        let job = move |files: &ContentFiles| files.create(id, &instance)?.finish_with(&bytes);
         let gone = || Err(io::Error::other("the spool's threads are gone"));
         let stored = self.front.file_job(job).await.unwrap_or_else(gone);
         let (name, size) = stored.inspect_err(|error| {
@@ -235,6 +231,6 @@ impl Shared {
             }
         })?;
         envelope.place = ContentPlace::File(name.clone());
-        Ok(Content::File { name, size })
+        Ok(Content::File { name, size, whole: Some(content) })
     }
 }

@@ -87,6 +87,8 @@ pub enum Content {
         name: String,
         /// Length in bytes.
         size: u64,
+        /// The same bytes, while they are in memory.
+        whole: Option<Bytes>,
     },
 }
 

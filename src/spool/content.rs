@@ -281,6 +281,15 @@ impl ContentWriter {
         let name = self.unfinished.take().map(|file| file.name).unwrap_or_default();
         Ok((name, self.size))
     }
+
+    /// Adds the last bytes and finishes.
+    ///
+    /// # Errors
+    /// As [`Self::write`] and [`Self::finish`].
+    pub fn finish_with(mut self, bytes: &[u8]) -> io::Result<(String, u64)> {
+        self.write(bytes)?;
+        self.finish()
+    }
 }
 
 impl Drop for ContentWriter {

@@ -245,6 +245,9 @@ pub struct Patrolled {
     pub lacking: Vec<StoredMessage>,
     /// Other messages that have no deadline key.
     pub undated: Vec<StoredMessage>,
+    /// Other messages whose deadline key is not where it would be by now: by the retry times of another day, or, when there are
+    /// too many to look through, perhaps nowhere.
+    pub misdated: Vec<StoredMessage>,
     /// Messages that can't be read, and why.
     pub damaged: Vec<(QueueId, String)>,
     /// What each that was looked at counts.

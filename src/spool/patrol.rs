@@ -55,7 +55,7 @@ pub(super) fn messages<T: Tree>(
             undated.insert(stored.envelope.id, stored);
         }
     }
-    found.undated = without_deadline(tree, undated, deadlines.until_ms)?;
+    look_everywhere(tree, undated, deadlines.until_ms, &mut found)?;
     Ok(found)
 }
 
@@ -82,24 +82,30 @@ fn has_deadline<T: Tree>(tree: &T, envelope: &Envelope, times: &[u64]) -> Result
     Ok(false)
 }
 
-/// Those of the messages that have no deadline key up to this time either; none when that is too much to look through.
-fn without_deadline<T: Tree>(
+/// Looks through all deadline keys for those of messages that have none where it would be by now.
+fn look_everywhere<T: Tree>(
     tree: &T,
-    mut undated: HashMap<QueueId, StoredMessage>,
+    mut missing: HashMap<QueueId, StoredMessage>,
     until_ms: u64,
-) -> Result<Vec<StoredMessage>, SpoolError> {
-    if undated.is_empty() {
-        return Ok(Vec::new());
+    found: &mut Patrolled,
+) -> Result<(), SpoolError> {
+    if missing.is_empty() {
+        return Ok(());
     }
     let mut left = DEADLINES_MAX;
-    tree.scan(&[keys::DEADLINE], &keys::end_of(&keys::deadlines_at(until_ms)), &mut |key, _| {
-        if let Some((_, id)) = keys::read_deadline(key) {
-            undated.remove(&id);
+    tree.scan(&[keys::DEADLINE], &[keys::DEADLINE + 1], &mut |key, _| {
+        if let Some((at_ms, id)) = keys::read_deadline(key)
+            && let Some(stored) = missing.remove(&id)
+            && at_ms > until_ms
+        {
+            found.misdated.push(stored);
         }
         left -= 1;
         left > 0
     })?;
-    Ok(if left == 0 { Vec::new() } else { undated.into_values().collect() })
+    let rest = if left == 0 { &mut found.misdated } else { &mut found.undated };
+    rest.extend(missing.into_values());
+    Ok(())
 }
 
 pub(super) fn strays<T: Tree>(tree: &T, after: Option<&DueKey>, limit: usize) -> Result<Strays, SpoolError> {

@@ -46,6 +46,8 @@ pub enum Waits {
     /// Its destination, which backs off for hours: the first message to it was tried, the others not yet. By themselves
     /// all are due.
     BackOff,
+    /// The same, but each message was tried once.
+    BackOffTried,
 }
 
 /// Opens the spool in a folder as the program does by default, without a reserve.
@@ -87,7 +89,7 @@ fn count(counters: &mut Counters, messages: u64, size: usize) {
     counters.tree_bytes += bytes;
 }
 
-/// Ends the back-off of all destinations of mail that waits for it ([`Waits::BackOff`]): all of it is due at once.
+/// Ends the back-off of all destinations of mail that waits for it: all of it is due at once.
 pub fn lift(spool: &SledSpool, mail: &Mail) {
     let now_ms = now_ms();
     let mut wakes = Vec::new();
@@ -139,7 +141,7 @@ impl Fill {
         match self.mail.waits {
             Waits::Overdue => vec![Op::PutWake(self.now_ms - HOUR_MS, domain)],
             Waits::DueLater => vec![Op::PutWake(self.now_ms + 20 * HOUR_MS, domain)],
-            Waits::BackOff => {
+            Waits::BackOff | Waits::BackOffTried => {
                 let retry_at_ms = self.now_ms + 20 * HOUR_MS;
                 let record = DestinationRecord {
                     failures: 5,
@@ -162,7 +164,7 @@ impl Fill {
         let tried = self.mail.waits != Waits::BackOff || number < self.mail.destinations;
         let due_ms = match self.mail.waits {
             Waits::BackOff if !tried => arrived_ms,
-            Waits::Overdue | Waits::BackOff => arrived_ms + HOUR_MS,
+            Waits::Overdue | Waits::BackOff | Waits::BackOffTried => arrived_ms + HOUR_MS,
             Waits::DueLater => arrived_ms + 24 * HOUR_MS,
         };
         let path = Mailbox::parse(&format!("recipient{number}@{destination}")).expect("an address");

@@ -37,11 +37,11 @@ impl Queue {
         self.open.reports.push(arrival);
     }
 
-    fn arrival(&mut self, envelope: Envelope, content: Content, waiting: Option<Waiting>) -> Arrival {
+    fn arrival(&mut self, envelope: Envelope, mut content: Content, waiting: Option<Waiting>) -> Arrival {
         let envelope = Arc::new(envelope);
-        let fresh = match &content {
+        let fresh = match &mut content {
             Content::Memory(bytes) => Some(bytes.clone()),
-            Content::File { .. } => None,
+            Content::File { whole, .. } => whole.take().filter(|bytes| self.room_for_large(bytes.len())),
         };
         self.residents.arrive(envelope.clone(), fresh);
         self.unindexed.insert(envelope.id);
@@ -56,6 +56,12 @@ impl Queue {
         let wakes = keys.extract_if(.., |key| matches!(key, Op::PutWake(..)));
         self.open.changes.extend(wakes);
         Arrival { envelope, content, keys, waiting }
+    }
+
+    /// Whether content that has a file may stay in memory for its first attempt: content that would have to be read
+    /// from the database comes first.
+    fn room_for_large(&self, len: usize) -> bool {
+        self.residents.content_bytes() + len <= self.parts.settings.memory.content / 2
     }
 
     /// A destination has mail on disk; returns the wake key to write when none of its keys is early enough.

@@ -186,7 +186,15 @@ impl Queue {
                 tracing::error!(%id, "a message had lost its due keys and would have waited for ever: it is in line again");
             }
         }
-        self.date(&found.undated);
+        let lost = self.date(&found.undated);
+        if lost > 0 {
+            self.parts.metrics.patrol_repairs.inc_by(lost);
+            tracing::error!(
+                messages = lost,
+                "messages had no deadline and would never have expired: they have one again"
+            );
+        }
+        self.date(&found.misdated);
         self.count_seen(&found.tallies, found.next);
         // These are not among what was counted: so before they count as seen.
         for (id, reason) in found.damaged {
@@ -198,10 +206,10 @@ impl Queue {
         }
     }
 
-    /// Gives messages that would never expire their deadline keys.
-    fn date(&mut self, undated: &[StoredMessage]) {
-        let mut count = 0_u64;
-        for StoredMessage { envelope, .. } in undated {
+    /// Gives messages the deadline key that they would have had from the beginning by today's retry times; returns how many.
+    fn date(&mut self, messages: &[StoredMessage]) -> u64 {
+        let mut count = 0;
+        for StoredMessage { envelope, .. } in messages {
             if self.residents.get(envelope.id).is_none() {
                 let at_ms = self.first_deadline(envelope);
                 self.open.changes.push(Op::PutDeadline(at_ms, envelope.id));
@@ -209,13 +217,7 @@ impl Queue {
                 count += 1;
             }
         }
-        if count > 0 {
-            self.parts.metrics.patrol_repairs.inc_by(count);
-            tracing::error!(
-                messages = count,
-                "messages had no deadline and would never have expired: they have one again"
-            );
-        }
+        count
     }
 
     /// Counts what a look has seen, as the counters have it: what is in memory holds, not what was read.

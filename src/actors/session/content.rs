@@ -3,15 +3,27 @@
 use std::io;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::SessionContext;
 use crate::mail::envelope::{Content, ContentPlace, Envelope};
 use crate::mail::trace;
 use crate::spool::content::{ContentFiles, ContentWriter};
 
+/// Most of a message that is gathered in memory before it goes to a file, where there is memory to spare: in one go, by
+/// one thread of the pool, and the first attempt needs no read.
+const GATHERED_MAX: usize = 128 << 10;
+
 /// Content on its way in. Dropped before [`Incoming::finish`], its file is removed.
 #[derive(Debug, Default)]
-pub(super) enum Incoming {
+pub(super) struct Incoming {
+    /// Beyond the threshold, bytes that may be gathered: there is a credit for them.
+    extra: usize,
+    place: Place,
+}
+
+#[derive(Debug, Default)]
+enum Place {
     /// Still with the machine.
     #[default]
     Buffered,
@@ -20,24 +32,37 @@ pub(super) enum Incoming {
 }
 
 impl Incoming {
-    /// Moves what the machine has gathered to the file once it passes the threshold: the session never holds more
-    /// than that, and what one read brought.
+    /// Whether so much of it, gathered by the machine, is too much.
+    pub fn is_full(&self, gathered: usize, context: &SessionContext) -> bool {
+        gathered > context.content_threshold + self.extra
+    }
+
+    /// Takes a credit for more, once, if one is free.
+    pub fn widen(&mut self, context: &SessionContext) -> Option<OwnedSemaphorePermit> {
+        let extra = GATHERED_MAX.saturating_sub(context.content_threshold);
+        if self.extra > 0 || extra == 0 {
+            return None;
+        }
+        let kib = u32::try_from(extra.div_ceil(1024)).ok()?;
+        let credit = context.credits.memory.clone().try_acquire_many_owned(kib).ok()?;
+        self.extra = extra;
+        Some(credit)
+    }
+
+    /// Moves what the machine has gathered to the file: the session never holds more than it has credits for, and what
+    /// one read brought.
     pub async fn spill(
         &mut self,
-        content: &mut BytesMut,
+        piece: Bytes,
         envelope: &Envelope,
         context: &SessionContext,
     ) -> io::Result<()> {
-        if content.len() <= context.content_threshold {
-            return Ok(());
-        }
-        let piece = content.split().freeze();
-        match self {
-            Self::Buffered => {
+        match &mut self.place {
+            Place::Buffered => {
                 let created = context.front.file_job(create(piece, envelope, context)).await;
-                *self = Self::File(Some(pool(created)?));
+                self.place = Place::File(Some(pool(created)?));
             }
-            Self::File(writer) => append(writer, piece, context).await?,
+            Place::File(writer) => append(writer, piece, context).await?,
         }
         Ok(())
     }
@@ -49,26 +74,27 @@ impl Incoming {
         envelope: &mut Envelope,
         context: &SessionContext,
     ) -> io::Result<Content> {
-        let file = match self {
-            Self::Buffered if rest.len() <= context.content_threshold => {
+        let (file, whole) = match self.place {
+            Place::Buffered => {
                 let whole = with_prefix(&rest, envelope, context);
-                envelope.size = whole.len() as u64;
-                envelope.place = ContentPlace::Database;
-                return Ok(Content::Memory(whole));
+                if rest.len() <= context.content_threshold {
+                    envelope.size = whole.len() as u64;
+                    envelope.place = ContentPlace::Database;
+                    return Ok(Content::Memory(whole));
+                }
+                let (id, instance, bytes) = (envelope.id, context.instance.clone(), whole.clone());
+                let job = move |files: &ContentFiles| files.create(id, &instance)?.finish_with(&bytes);
+                (context.front.file_job(job).await, Some(whole))
             }
-            Self::Buffered => {
-                let create = create(rest, envelope, context);
-                context.front.file_job(move |files| create(files)?.finish()).await
-            }
-            Self::File(writer) => {
-                let mut writer = writer.ok_or_else(gone)?;
-                context.front.file_job(move |_| writer.write(&rest).and_then(|()| writer.finish())).await
+            Place::File(writer) => {
+                let writer = writer.ok_or_else(gone)?;
+                (context.front.file_job(move |_| writer.finish_with(&rest)).await, None)
             }
         };
         let (name, size) = pool(file)?;
         envelope.size = size;
         envelope.place = ContentPlace::File(name.clone());
-        Ok(Content::File { name, size })
+        Ok(Content::File { name, size, whole })
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn drive(start: Start, drain: watch::Receiver<bool>) -> io::Res
         draining: false,
         credits: Vec::new(),
         draft: None,
-        incoming: Incoming::Buffered,
+        incoming: Incoming::default(),
         phase_ends: None,
         awaited_since,
     };
@@ -181,7 +181,12 @@ impl Driver {
     }
 
     async fn content(&mut self) -> io::Result<()> {
-        if self.server.content().len() <= self.context.content_threshold {
+        let gathered = self.server.content().len();
+        if !self.incoming.is_full(gathered, &self.context) {
+            return Ok(());
+        }
+        if let Some(credit) = self.incoming.widen(&self.context) {
+            self.credits.push(credit);
             return Ok(());
         }
         let mut draft = match self.draft.take() {
@@ -192,12 +197,13 @@ impl Driver {
             },
         };
         draft.size = self.server.content_size();
-        let spilled = self.incoming.spill(self.server.content(), &draft, &self.context).await;
+        let piece = self.server.content().split().freeze();
+        let spilled = self.incoming.spill(piece, &draft, &self.context).await;
         self.draft = Some(draft);
         if let Err(error) = spilled {
             tracing::error!(%error, "a content file can't be written");
             // Its credits and its time stay until the client has sent the rest.
-            (self.draft, self.incoming) = (None, Incoming::Buffered);
+            (self.draft, self.incoming) = (None, Incoming::default());
             self.server.refuse_content(self.not_stored(&error));
         }
         Ok(())
@@ -279,7 +285,7 @@ impl Driver {
     fn reset(&mut self) {
         self.credits.clear();
         self.draft = None;
-        self.incoming = Incoming::Buffered;
+        self.incoming = Incoming::default();
         self.phase_ends = None;
     }
 

@@ -125,7 +125,7 @@ impl Rebuild<'_> {
                 Err(error) => return Err(error),
             },
             ContentPlace::File(name) => match self.copy(name)? {
-                Ok(size) if size == envelope.size => Content::File { name: name.clone(), size },
+                Ok(size) if size == envelope.size => Content::File { name: name.clone(), size, whole: None },
                 Ok(size) => {
                     self.report.files_missing += 1;
                     return Ok(Verdict::Damaged(wrong_size(size, envelope)));

@@ -268,7 +268,7 @@ impl Import<'_> {
             let (name, size) =
                 self.file(envelope.size, &text, &format!("{}.{}", envelope.id, self.spool.instance()))?;
             envelope.place = ContentPlace::File(name.clone());
-            Content::File { name, size }
+            Content::File { name, size, whole: None }
         } else {
             let bytes = line::bytes(&text).map_err(|why| self.wrong(why))?;
             self.check_size(bytes.len() as u64, envelope.size)?;

@@ -113,6 +113,40 @@ fn mail_without_a_deadline_expires_all_the_same() {
 }
 
 #[test]
+fn other_retry_times_hold_for_mail_that_waits_and_nothing_was_broken() {
+    simulate(|| async {
+        let mut world = World::new(|_| Answer::NoHost);
+        let (id, _) = waiting(&world).await;
+        let sooner = || {
+            let retry = RetryConfig {
+                give_up_after: Duration::from_secs(DAY),
+                delay_notice_after: Duration::ZERO,
+                jitter: 0.0,
+                ..RetryConfig::default()
+            };
+            QueueSettings { retry: RetryRules::new(&retry), ..settings() }
+        };
+        sleep(5 * HOUR).await;
+        let times = |world: &World| -> Vec<u64> {
+            let keys = world.spool.deadlines(None, 9).expect("readable");
+            keys.into_iter().filter(|(_, of)| *of == id).map(|(at_ms, _)| at_ms).collect()
+        };
+        let before = times(&world);
+        world.settings = Box::new(sooner);
+        world.restart().await;
+        sleep(2 * HOUR).await;
+        assert_eq!(times(&world), [before[0] - 4 * DAY * 1_000, before[0]]);
+        assert_eq!(world.metrics.patrol_repairs.get(), 0, "nothing was lost");
+        sleep(20 * HOUR).await;
+        assert!(world.stored(id).is_none(), "it expired after a day");
+        sleep(6 * DAY).await;
+        assert_eq!(world.metrics.patrol_repairs.get(), 0);
+        world.check_idle().await;
+        world.check_left("");
+    });
+}
+
+#[test]
 fn wrong_counters_are_put_right_while_mail_flows() {
     simulate(|| async {
         let world = World::new(|one| if one.number < 9 { Answer::Later } else { Answer::Deliver });

@@ -63,7 +63,7 @@ fn files(folder: &Path) -> HashMap<std::path::PathBuf, Vec<u8>> {
 fn in_file(number: u64, name: &str, size: u64) -> Op {
     let envelope =
         Envelope { size, place: ContentPlace::File(name.to_owned()), ..(*message(number).0).clone() };
-    Op::PutMessage(Arc::new(envelope), Content::File { name: name.to_owned(), size })
+    Op::PutMessage(Arc::new(envelope), Content::File { name: name.to_owned(), size, whole: None })
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn in_file(spool: &SledSpool, number: u8, instance: &str, to: &str) -> (Arc<Enve
     let (name, size) = writer.finish().expect("finished");
     let mut envelope = Arc::unwrap_or_clone(envelope(number, LARGE, vec![recipient(to)]));
     envelope.place = ContentPlace::File(name.clone());
-    (Arc::new(envelope), Content::File { name, size })
+    (Arc::new(envelope), Content::File { name, size, whole: None })
 }
 
 /// A spool with: 1 deferred for one recipient and delivered to the other; 2 large, its destination backing off; 3 in quarantine;
