@@ -83,11 +83,6 @@ pub(super) fn deadline(at_ms: u64, id: QueueId) -> Vec<u8> {
     timed(DEADLINE, at_ms, id.as_bytes())
 }
 
-/// What all deadline keys of this time start with.
-pub(super) fn deadlines_at(at_ms: u64) -> Vec<u8> {
-    timed(DEADLINE, at_ms, &[])
-}
-
 fn timed(prefix: u8, at_ms: u64, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(9 + rest.len());
     key.push(prefix);

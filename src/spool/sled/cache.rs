@@ -13,6 +13,8 @@ use super::super::keys;
 
 /// How often: no more than a queue's 64 notes divided by this many pages wait in it.
 const USES: usize = 12;
+/// Content keys that share a page, at least, when many are read one after the other.
+const PER_PAGE: usize = 8;
 /// Content that is older than the newest by this is not in the cache, or its page is used by nobody else (milliseconds).
 const COLD_AFTER_MS: u64 = 10_000;
 
@@ -53,6 +55,24 @@ pub(super) fn settle(db: &sled::Db, key: &[u8]) {
     if key.first() == Some(&keys::CONTENT) {
         // An error comes back at the next use that matters.
         (0..USES).for_each(|_| drop(db.get(key)));
+    }
+}
+
+/// Settles what a scan reads.
+#[derive(Debug, Default)]
+pub(super) struct Settle {
+    contents: usize,
+}
+
+impl Settle {
+    /// The scan has come to this key.
+    pub fn read(&mut self, db: &sled::Db, key: &[u8]) {
+        if key.first() == Some(&keys::CONTENT) {
+            if self.contents.is_multiple_of(PER_PAGE) {
+                settle(db, key);
+            }
+            self.contents += 1;
+        }
     }
 }
 

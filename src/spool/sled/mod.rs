@@ -94,9 +94,11 @@ impl Tree for SledTree {
             return Ok(());
         }
         self.with(|db| {
+            let mut settle = cache::Settle::default();
             for pair in db.range(from..to) {
                 let (key, value) = pair?;
                 self.count.read(&key);
+                settle.read(db, &key);
                 if !visit(&key, &value) {
                     break;
                 }
