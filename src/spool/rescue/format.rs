@@ -125,6 +125,14 @@ impl<'a> Message<'a> {
         Some(Self { kind, segment, page, head, body, sound })
     }
 
+    /// The segment that the message names that `bytes` would start with, if they could be one.
+    pub fn names_segment(bytes: &[u8]) -> Option<u64> {
+        let mut reader = Reader(bytes.get(4..)?);
+        Kind::of(reader.byte()?)?;
+        reader.number().filter(|length| *length < SEGMENT as u64)?;
+        reader.number()
+    }
+
     /// Bytes of it all.
     pub fn len(&self) -> usize {
         self.head + self.body.len()

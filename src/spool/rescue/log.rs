@@ -39,11 +39,11 @@ pub struct Log {
 
 /// Where a segment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    number: u64,
-    offset: u64,
+pub(super) struct Segment {
+    pub number: u64,
+    pub offset: u64,
     /// As its header says; 0 when that can't be read.
-    stable: u64,
+    pub stable: u64,
 }
 
 /// Where a readable message is, and what it says.
@@ -121,6 +121,59 @@ impl Log {
         Ok(log)
     }
 
+    /// As [`Log::open`], but knows only of the segments that sled finds when it has a snapshot of this position: those
+    /// whose header is sound, from that segment on.
+    ///
+    /// # Errors
+    /// The system's, when the file can't be read.
+    pub(super) fn open_from(file: File, snapshot: u64) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let mut segments = Vec::new();
+        let mut header = [0; SEGMENT_HEADER];
+        let last = length.saturating_sub(SEGMENT_HEADER as u64 - 1);
+        for offset in (0..last).step_by(SEGMENT) {
+            file.read_exact_at(&mut header, offset)?;
+            let found = SegmentHeader::read(&header);
+            if let Some(SegmentHeader { number, stable }) =
+                found.filter(|found| (snapshot / SIZE..=NUMBER_MAX).contains(&found.number))
+            {
+                segments.push(Segment { number, offset, stable });
+            }
+        }
+        segments.sort_unstable_by_key(|segment| (segment.number, segment.offset));
+        Ok(Self { file, segments, end: u64::MAX, torn: false, damage: Damage::default() })
+    }
+
+    /// Its segments, in order of number.
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Up to this position everything was on the disk once: see [`super::proof`].
+    pub(super) fn safe_until(&self, buffer: &mut [u8]) -> u64 {
+        let stable = self.segments.iter().map(|segment| segment.stable).max().unwrap_or(0);
+        let mut newest = None;
+        for segment in self.segments.iter().rev() {
+            self.read_segment(segment.offset, buffer);
+            let batches = Walk::new(buffer, segment.number).filter_map(|step| match step {
+                Step::Message(_, message) => message.batch_end(),
+                _ => None,
+            });
+            // Of this segment the newest is the last one.
+            let ends: Vec<u64> = batches.collect();
+            for end in ends.into_iter().rev() {
+                match newest {
+                    None => newest = Some(end),
+                    Some(_) => return stable.max(end + 1),
+                }
+            }
+            if segment.number * SIZE < stable {
+                break;
+            }
+        }
+        stable
+    }
+
     /// What could not be read so far: all of it is known after [`Log::read`].
     pub fn damage(&self) -> &Damage {
         &self.damage
@@ -187,7 +240,7 @@ impl Log {
     }
 
     /// Fills `buffer` with a segment; what can't be read or is not there is zeros.
-    fn read_segment(&self, offset: u64, buffer: &mut [u8]) {
+    pub(super) fn read_segment(&self, offset: u64, buffer: &mut [u8]) {
         if self.fill(offset, buffer).is_err() {
             for (number, piece) in buffer.chunks_mut(SECTORS).enumerate() {
                 if self.fill(offset + (number * SECTORS) as u64, piece).is_err() {
@@ -300,7 +353,7 @@ fn entry<'a>(segment: &Segment, at: usize, message: Message<'a>) -> Entry<'a> {
 
 /// One step through a segment.
 #[derive(Debug)]
-enum Step<'a> {
+pub(super) enum Step<'a> {
     /// A readable message, and where in the segment it is.
     Message(usize, Message<'a>),
     /// A damaged one, whose length is known.
@@ -310,7 +363,7 @@ enum Step<'a> {
 }
 
 /// Goes through a segment, message by message.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     segment: &'a [u8],
     number: u64,
     /// `None` after the last one.
@@ -318,7 +371,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(segment: &'a [u8], number: u64) -> Self {
+    pub fn new(segment: &'a [u8], number: u64) -> Self {
         Self::from(segment, number, SEGMENT_HEADER)
     }
 

@@ -11,6 +11,7 @@
 mod format;
 mod log;
 mod pages;
+pub(super) mod proof;
 mod rebuild;
 #[cfg(test)]
 mod tests;

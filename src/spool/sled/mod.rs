@@ -12,6 +12,7 @@
 //! and `compact/` or `compacted/` during a compaction. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
+mod before;
 mod cache;
 mod count;
 pub(super) mod open;

@@ -18,7 +18,7 @@ use super::super::{SpoolError, keys, migrate};
 use super::alarm::Alarm;
 use super::cache::Cache;
 use super::count::Count;
-use super::{SledSpool, SledTree, swap, trouble};
+use super::{SledSpool, SledTree, before, swap, trouble};
 use crate::config::SpoolConfig;
 use crate::migrations;
 
@@ -89,6 +89,7 @@ impl SledSpool {
             make_folder(&folder.join(name))?;
         }
         let database = folder.join(DATABASE);
+        before::must_not_be_missing(&folder)?;
         // Before sled opens it: see `sync`.
         let own = private_file(&database).map_err(io_error(&database, "can't be opened for writing"))?;
         wait_for_the_last_one(&own, &folder)?;
@@ -112,6 +113,8 @@ impl SledSpool {
                 path: tree.folder.clone(),
                 reason: format!("sled finds nothing in its {length} bytes"),
             }),
+            Purpose::Mail if tree.is_empty() => before::nothing_may_be_beside_it(&tree.folder)
+                .and_then(|()| guarded(&tree.folder, || make_ready(&tree, &Bounds::of(config)))),
             Purpose::Mail => guarded(&tree.folder, || make_ready(&tree, &Bounds::of(config))),
             Purpose::Look if tree.is_empty() => Ok(()),
             Purpose::Look => begin(&tree, purpose).map(drop),
@@ -240,6 +243,7 @@ pub(super) struct OpenDatabase {
 
 impl OpenDatabase {
     pub fn open(folder: &Path, cache: u64) -> Result<Self, SpoolError> {
+        before::must_be_whole(folder)?;
         let config =
             sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
         let db = guarded(folder, || config.open().map_err(|error| damage_or_trouble(folder, error)))?;

@@ -2,6 +2,7 @@
 
 mod damage;
 mod log;
+mod proof;
 mod rescue;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,68 @@
+//! Whether what sled is about to read of its log is all there.
+//!
+//! sled takes the first message that it can't read for the end of the log, or of its segment, and writes over what
+//! follows: right for what a crash tore, and silent loss where the disk damaged what had been safe for long. Which of the
+//! two it is can be told by what was written later. A batch is written after the one before it was synced; so all up to the
+//! end of the last but one was safe once, and so was all up to the position that the newest segment header names. What
+//! can't be read before that was damaged, and nobody may open the database before its mail was saved.
+//!
+//! One thing looks like damage and is none: a segment that was free and is written anew, of which a power cut left the
+//! old header and some of the new messages. Those name a later segment. (They are searched for byte by byte, so a mail may
+//! forge one. It would gain nothing but that damage to its own segment is overlooked, as sled does.)
+
+use std::fs::File;
+use std::io;
+
+use super::format::{self, Message, SEGMENT, SEGMENT_HEADER};
+use super::log::{Log, Step, Walk};
+
+/// Looks through the part of a log that is newer than a snapshot of this position. The place in the file where something
+/// is damaged that was safe once, if anything is.
+///
+/// # Errors
+/// The system's, when the file can't be read at all.
+pub fn first_damage(database: &File, snapshot: u64) -> io::Result<Option<u64>> {
+    let log = Log::open_from(database.try_clone()?, snapshot)?;
+    let mut buffer = vec![0; SEGMENT];
+    let safe = log.safe_until(&mut buffer);
+    for segment in log.segments() {
+        let base = segment.number * SEGMENT as u64;
+        if base >= safe {
+            break;
+        }
+        log.read_segment(segment.offset, &mut buffer);
+        let lost = Walk::new(&buffer, segment.number).find_map(|step| match step {
+            Step::Message(..) => None,
+            Step::Damaged(at, _) | Step::Lost(at) => Some(at),
+        });
+        if let Some(at) = lost
+            && base + (at as u64) < safe
+            && !is_written_anew(&buffer[at..], segment.number)
+        {
+            return Ok(Some(segment.offset + at as u64));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether there is a message of a later segment in these bytes.
+fn is_written_anew(bytes: &[u8], number: u64) -> bool {
+    (0..bytes.len().saturating_sub(format::RED_ZONE)).any(|at| {
+        Message::names_segment(&bytes[at..]).is_some_and(|named| named > number)
+            && Message::read(&bytes[at..]).is_some_and(|message| message.sound)
+    })
+}
+
+/// Whether a file has messages, though no segment of it can be told by its header.
+///
+/// # Errors
+/// The system's.
+pub fn has_lost_its_headers(database: &File) -> io::Result<bool> {
+    let log = Log::open_from(database.try_clone()?, 0)?;
+    if !log.segments().is_empty() {
+        return Ok(false);
+    }
+    let mut first = vec![0; SEGMENT];
+    log.read_segment(0, &mut first);
+    Ok(Message::read(&first[SEGMENT_HEADER..]).is_some_and(|message| message.sound))
+}

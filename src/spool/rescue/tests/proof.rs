@@ -1,0 +1,129 @@
+//! A database that lost something of its log is not opened by sled, which would cut it off there.
+
+use super::super::format::{SEGMENT, SEGMENT_HEADER, SegmentHeader};
+use super::super::proof::first_damage;
+use super::*;
+use crate::spool::SpoolError;
+
+/// A stopped spool and its database.
+struct Stopped {
+    home: tempfile::TempDir,
+    live: Vec<u64>,
+    sound: Vec<u8>,
+}
+
+impl Stopped {
+    fn new(messages: u64, stay: u64) -> Self {
+        let home = folder();
+        let live = churned(home.path(), messages, stay);
+        let sound = fs::read(home.path().join("spool/db")).expect("readable");
+        Self { home, live, sound }
+    }
+
+    /// A copy of it whose database has other bytes.
+    fn with(&self, bytes: &[u8]) -> tempfile::TempDir {
+        let home = folder();
+        copy(&self.home.path().join("spool"), &home.path().join("spool"));
+        fs::write(home.path().join("spool/db"), bytes).expect("written");
+        home
+    }
+
+    /// The numbers of its segments in the order of the file.
+    fn numbers(&self) -> Vec<Option<u64>> {
+        self.sound.chunks(SEGMENT).map(|chunk| Some(SegmentHeader::read(chunk)?.number)).collect()
+    }
+}
+
+fn damage_in(bytes: &[u8]) -> Option<u64> {
+    let mut file = tempfile::tempfile().expect("a file");
+    std::io::Write::write_all(&mut file, bytes).expect("written");
+    first_damage(&file, 0).expect("readable")
+}
+
+#[test]
+fn a_flipped_byte_is_refused_and_nothing_changed_or_it_costs_no_message_but_of_the_last_commits() {
+    let stopped = Stopped::new(400, 120);
+    let last = 400 - 2 * AT_ONCE as u64;
+    let settled: Vec<u64> = stopped.live.iter().copied().filter(|number| *number < last).collect();
+    let mut dice = Dice(99);
+    let (mut refused, mut opened) = (0, 0);
+    while refused + opened < 60 {
+        let at = dice.below(stopped.sound.len());
+        if at % SEGMENT < SEGMENT_HEADER {
+            continue;
+        }
+        let mut bytes = stopped.sound.clone();
+        bytes[at] ^= 0xff;
+        let home = stopped.with(&bytes);
+        match sled_in(home.path()) {
+            Err(SpoolError::Database { reason, .. }) => {
+                refused += 1;
+                assert!(reason.contains("damaged"), "{reason}");
+                let left = fs::read(home.path().join("spool/db")).expect("readable");
+                assert!(left == bytes, "byte {at}: the refused database was changed");
+            }
+            Err(other) => panic!("byte {at}: {other}"),
+            Ok(spool) => {
+                opened += 1;
+                assert_eq!(whole(&spool.tree, &settled), settled, "byte {at}");
+            }
+        }
+    }
+    assert!(refused > 20, "{refused} refused, {opened} opened");
+}
+
+#[test]
+fn a_sound_log_has_no_damage_wherever_its_end_is() {
+    let stopped = Stopped::new(300, 60);
+    assert_eq!(damage_in(&stopped.sound), None);
+    let numbers = stopped.numbers();
+    let newest = numbers.iter().flatten().max().copied();
+    let offset = numbers.iter().position(|number| *number == newest).expect("there is one") * SEGMENT;
+    let mut dice = Dice(5);
+    for _ in 0..40 {
+        // A crash: the newest segment was written up to there.
+        let cut = SEGMENT_HEADER + dice.below(SEGMENT - SEGMENT_HEADER);
+        let mut bytes = stopped.sound.clone();
+        let end = bytes.len().min(offset + SEGMENT);
+        bytes[end.min(offset + cut)..end].fill(0);
+        assert_eq!(damage_in(&bytes), None, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_free_segment_that_was_being_written_anew_is_no_damage() {
+    let stopped = Stopped::new(400, 60);
+    let numbers = stopped.numbers();
+    let place = |wanted: fn(&[u64]) -> u64| {
+        let known: Vec<u64> = numbers.iter().flatten().copied().collect();
+        numbers.iter().position(|number| *number == Some(wanted(&known))).expect("there is one") * SEGMENT
+    };
+    let oldest = place(|known| *known.iter().min().expect("some"));
+    let later = place(|known| {
+        let newest = *known.iter().max().expect("some");
+        *known.iter().filter(|number| **number < newest).max().expect("more than one")
+    });
+    let mut bytes = stopped.sound.clone();
+    let half = SEGMENT / 2;
+    bytes.copy_within(later + half..later + SEGMENT, oldest + half);
+    assert_eq!(damage_in(&bytes), None, "the header is old, what follows is of a later segment");
+    bytes[oldest + half..oldest + SEGMENT].fill(0x55);
+    assert!(damage_in(&bytes).is_some(), "what follows is nothing");
+}
+
+#[test]
+fn content_of_mail_without_its_database_is_kept() {
+    for lost in [&["db"][..], &["db", "conf"]] {
+        let stopped = Stopped::new(20, 20);
+        let spool = stopped.home.path().join("spool");
+        fs::write(spool.join("content/some.file"), "content").expect("written");
+        for name in lost {
+            fs::remove_file(spool.join(name)).expect("removed");
+        }
+        for _ in 0..2 {
+            let refused = sled_in(stopped.home.path()).map(drop).expect_err("mail would be lost").to_string();
+            assert!(refused.contains("\"db\" is missing or has nothing in it"), "{refused}");
+        }
+        assert!(spool.join("content/some.file").exists());
+    }
+}

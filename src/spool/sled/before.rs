@@ -1,0 +1,68 @@
+//! What is looked at before sled opens a database, since sled changes what it opens: a database that lost some of its
+//! log is cut off where that begins, and one that is not there is made. Both would be the end of mail that can be saved.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use super::open::{CONTENT, DATABASE, io_error};
+use super::swap;
+use crate::spool::SpoolError;
+use crate::spool::rescue::proof;
+
+/// Refuses a database of which something is damaged that was safe once and that sled would have to read.
+pub(super) fn must_be_whole(folder: &Path) -> Result<(), SpoolError> {
+    let path = folder.join(DATABASE);
+    let unreadable = || io_error(&path, "can't be read");
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(unreadable())?,
+    };
+    let damaged = |reason: String| Err(SpoolError::Database { path: folder.to_owned(), reason });
+    if let Some(offset) = proof::first_damage(&file, newest_snapshot(folder)?).map_err(unreadable())? {
+        return damaged(format!("it is damaged: what is at byte {offset} of \"db\" can't be read"));
+    }
+    if proof::has_lost_its_headers(&file).map_err(unreadable())? {
+        return damaged("it is damaged: \"db\" has records, and no segment of it has its header".to_owned());
+    }
+    Ok(())
+}
+
+/// The position of the newest snapshot, which is in its name; 0 without one.
+fn newest_snapshot(folder: &Path) -> Result<u64, SpoolError> {
+    let names = swap::snapshots(folder)?;
+    let positions = names.iter().filter_map(|name| u64::from_str_radix(name.strip_prefix("snap.")?, 16).ok());
+    Ok(positions.max().unwrap_or(0))
+}
+
+/// Refuses to make a database where one has been.
+pub(super) fn must_not_be_missing(folder: &Path) -> Result<(), SpoolError> {
+    let path = folder.join(DATABASE);
+    match fs::metadata(&path) {
+        Ok(file) if file.len() > 0 => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error(&path, "can't be looked at")(error))
+        }
+        _ if !swap::snapshots(folder)?.is_empty() => refuse(folder, "its snapshot is there"),
+        _ => nothing_may_be_beside_it(folder),
+    }
+}
+
+/// Refuses a database with nothing in it beside files with content of mail: the sweep would remove them.
+pub(super) fn nothing_may_be_beside_it(folder: &Path) -> Result<(), SpoolError> {
+    let content = folder.join(CONTENT);
+    let count = match fs::read_dir(&content) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        entries => entries.map_err(io_error(&content, "can't be read"))?.count(),
+    };
+    if count == 0 {
+        Ok(())
+    } else {
+        refuse(folder, &format!("there is content of mail: {count} files in content/"))
+    }
+}
+
+fn refuse(folder: &Path, what: &str) -> Result<(), SpoolError> {
+    let reason = format!("\"db\" is missing or has nothing in it, but {what}; put it back");
+    Err(SpoolError::Database { path: folder.to_owned(), reason })
+}
