@@ -11,7 +11,7 @@ use crate::spool::space::{self, Bounds, Room, Shortage, Space};
 use crate::spool::{Counters, SpoolError};
 
 /// How often it looks. Between two looks mail may take what `spool.min_free` leaves for that.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(100);
 
 /// What the watch needs.
 pub struct SpaceWatch {
@@ -99,7 +99,7 @@ mod tests {
             let reasons = watch.health.ready().expect_err("not ready");
             assert!(reasons[0].contains("disk was full"), "{reasons:?}");
         }
-        assert_eq!(looks, 20, "10 s");
+        assert_eq!(looks, 100, "10 s");
         assert!(watch.health.ready().is_ok());
     }
 }

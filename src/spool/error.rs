@@ -40,7 +40,8 @@ pub enum SpoolError {
     },
     /// The disk is full.
     #[error(
-        "spool {0}: the disk is full; free some space and start posthaste again: nothing that was accepted is lost"
+        "spool {0}: the disk is full; nothing that was accepted is lost: free some space and start posthaste again, or carry \
+         the mail to another disk with: posthaste spool rescue {0} TO (where TO is a new folder; then set spool.path to it)"
     )]
     Full(PathBuf),
     /// sled can't open or use its database.
