@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 
 use super::SledTree;
 use super::open::{OpenDatabase, protect_and_sync, wait_for_the_last_one};
+use crate::clock::{Clock, SystemClock};
 use crate::spool::SpoolError;
 
 /// Bytes that were written, and may have to be read, before the database is opened anew while the relay runs.
@@ -24,9 +25,17 @@ impl SledTree {
             return;
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let begun = SystemClock.instant();
         let opened = database.take().map_or(Ok(()), close).and_then(|()| self.open_again());
         match opened {
-            Ok(open) => *database = Some(open),
+            Ok(open) => {
+                *database = Some(open);
+                let took_ms = u64::try_from((SystemClock.instant() - begun).as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(
+                    took_ms,
+                    "a snapshot of the database was taken; commits and reads waited for it"
+                );
+            }
             Err(error) => {
                 tracing::error!(%error, "the database can't be opened again: no more mail is accepted");
                 self.failed.get_or_init(|| error.to_string());
