@@ -12,9 +12,13 @@
 
 use std::fs::File;
 use std::io;
+use std::thread;
 
 use super::format::{self, Message, SEGMENT, SEGMENT_HEADER};
-use super::log::{Log, Step, Walk};
+use super::log::{Log, Segment, Step, Walk};
+
+/// Threads that look at a log at the same time.
+const THREADS_MAX: usize = 4;
 
 /// Looks through the part of a log that is newer than a snapshot of this position. The place in the file where something
 /// is damaged that was safe once, if anything is.
@@ -23,26 +27,40 @@ use super::log::{Log, Step, Walk};
 /// The system's, when the file can't be read at all.
 pub fn first_damage(database: &File, snapshot: u64) -> io::Result<Option<u64>> {
     let log = Log::open_from(database.try_clone()?, snapshot)?;
+    let safe = log.safe_until(&mut vec![0; SEGMENT]);
+    let end = log.segments().partition_point(|segment| segment.number * (SEGMENT as u64) < safe);
+    let segments = &log.segments()[..end];
+    // A start waits for this, and it is all checksums.
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let share = segments.len().div_ceil(threads).max(1);
+    let found = thread::scope(|scope| {
+        let look = |part| {
+            let log = &log;
+            scope.spawn(move || first_damage_in(log, part, safe))
+        };
+        let threads: Vec<_> = segments.chunks(share).map(look).collect();
+        let join =
+            |thread: thread::ScopedJoinHandle<'_, Option<u64>>| thread.join().map_err(|_| thread_ended());
+        threads.into_iter().map(join).collect::<io::Result<Vec<Option<u64>>>>()
+    })?;
+    Ok(found.into_iter().flatten().next())
+}
+
+fn thread_ended() -> io::Error {
+    io::Error::other("a thread that looked through the database ended")
+}
+
+fn first_damage_in(log: &Log, segments: &[Segment], safe: u64) -> Option<u64> {
     let mut buffer = vec![0; SEGMENT];
-    let safe = log.safe_until(&mut buffer);
-    for segment in log.segments() {
-        let base = segment.number * SEGMENT as u64;
-        if base >= safe {
-            break;
-        }
+    segments.iter().find_map(|segment| {
         log.read_segment(segment.offset, &mut buffer);
-        let lost = Walk::new(&buffer, segment.number).find_map(|step| match step {
+        let at = Walk::new(&buffer, segment.number).find_map(|step| match step {
             Step::Message(..) => None,
             Step::Damaged(at, _) | Step::Lost(at) => Some(at),
-        });
-        if let Some(at) = lost
-            && base + (at as u64) < safe
-            && !is_written_anew(&buffer[at..], segment.number)
-        {
-            return Ok(Some(segment.offset + at as u64));
-        }
-    }
-    Ok(None)
+        })?;
+        let was_safe = segment.number * (SEGMENT as u64) + (at as u64) < safe;
+        (was_safe && !is_written_anew(&buffer[at..], segment.number)).then_some(segment.offset + at as u64)
+    })
 }
 
 /// Whether there is a message of a later segment in these bytes.
