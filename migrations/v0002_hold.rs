@@ -11,6 +11,9 @@
 //! | 4 destination | suspended until u64: no attempt before this time; 0 is not suspended, 2^64-1 until an operator resumes it | 0 |
 //! | 5 counters | recipients on hold u64 | 0 |
 //!
+//! A content file may have a trailer behind its content: 00 `phcont`, version u8 (1), CRC-32 (ISO-HDLC) of the content as u32 little
+//! endian. Files without one are read as before.
+//!
 //! A recipient on hold has no due key. A destination that is suspended has a record, also without mail.
 //!
 //! | key | value |

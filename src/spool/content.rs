@@ -1,9 +1,15 @@
 //! Content files: large content streams to a file of its own while it arrives. All calls block.
+//!
+//! A file is its content and a trailer with the checksum of it (`content/trailer.rs`). A message's `size` is that of the
+//! content. A file that ends with its content is of an older program and is taken as it is. Anything else behind the content
+//! is damage: a file is synced before a commit names it, so no crash leaves a message with half a trailer.
+
+mod trailer;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,8 +19,8 @@ use super::sync::{self, FolderSync};
 use super::{Spool, SpoolError};
 use crate::mail::id::QueueId;
 
-/// Bytes of a file in memory while it is copied.
-const COPIED_AT_ONCE: usize = 256 << 10;
+/// Bytes of a file in memory while it is copied or checked.
+const AT_ONCE: usize = 256 << 10;
 
 /// The folder of the content files. A file is called `<queue id>.<instance id of the run that wrote it>`.
 #[derive(Clone, Debug)]
@@ -40,64 +46,97 @@ impl ContentFiles {
     /// # Errors
     /// The system's; a file of that name must not exist.
     pub fn create(&self, id: QueueId, instance: &str) -> io::Result<ContentWriter> {
-        self.create_named(&format!("{id}.{instance}"))
+        self.begin(&format!("{id}.{instance}"), Some(crc32fast::Hasher::new()))
     }
 
-    /// As [`ContentFiles::create`], for a file that an export brings with its name.
+    /// Begins a file that is written byte for byte as it was elsewhere, its trailer included if it has one: damage
+    /// must not get a checksum that makes it look whole.
     ///
     /// # Errors
     /// The system's, and `InvalidInput` for a name that is no content file's.
-    pub(super) fn create_named(&self, name: &str) -> io::Result<ContentWriter> {
+    pub(super) fn create_as_it_was(&self, name: &str) -> io::Result<ContentWriter> {
+        self.begin(name, None)
+    }
+
+    fn begin(&self, name: &str, crc: Option<crc32fast::Hasher>) -> io::Result<ContentWriter> {
         let path = self.path(name)?;
         let name = name.to_owned();
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(ContentWriter {
             file,
             size: 0,
+            crc,
             unfinished: Some(Unfinished { name, path }),
             names: self.names.clone(),
         })
     }
 
-    /// Opens a finished file for reading. It must have exactly `size` bytes, those of its envelope.
+    /// Opens a finished file for reading. It must have the content of its envelope, `size` bytes, with its trailer or, from an
+    /// older program, without.
     ///
     /// # Errors
-    /// [`SpoolError::Damaged`] for a file that is missing or has another length, and for a name that is no content file's;
-    /// [`SpoolError::Io`] when it can't be read now.
+    /// [`SpoolError::Damaged`] for a file that is missing, has another length or something else behind its content, and for a
+    /// name that is no content file's; [`SpoolError::Io`] when it can't be read now.
     pub fn open(&self, name: &str, size: u64) -> Result<ContentFile, SpoolError> {
+        let (path, file, length) = self.found(name)?;
+        let expected = if length == size {
+            None
+        } else if Some(length) == size.checked_add(trailer::LEN) {
+            let mut bytes = trailer::Bytes::default();
+            file.read_exact_at(&mut bytes, size).map_err(|error| unreadable(&path, error))?;
+            Some(trailer::read(&bytes).map_err(|why| damaged(name, &why))?)
+        } else {
+            let sealed = size.saturating_add(trailer::LEN);
+            let why = format!("it has {length} bytes instead of {size}, or {sealed} with its checksum");
+            return Err(damaged(name, &why));
+        };
+        let crc = crc32fast::Hasher::new();
+        Ok(ContentFile { file, path, name: name.to_owned(), size, left: size, crc, expected })
+    }
+
+    /// Opens a file for reading byte for byte, its trailer included if it has one, whatever its envelope says.
+    ///
+    /// # Errors
+    /// As for [`ContentFiles::open`]; damage other than a missing file goes unseen.
+    pub(super) fn open_as_it_is(&self, name: &str) -> Result<ContentFile, SpoolError> {
+        let (path, file, size) = self.found(name)?;
+        let crc = crc32fast::Hasher::new();
+        Ok(ContentFile { file, path, name: name.to_owned(), size, left: size, crc, expected: None })
+    }
+
+    /// A file and how long it is.
+    fn found(&self, name: &str) -> Result<(PathBuf, File, u64), SpoolError> {
         let path = self.path(name).map_err(|error| damaged(name, &error.to_string()))?;
-        let found = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (length, file) = found.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => damaged(name, "it is missing"),
-            _ => unreadable(&path, error),
-        })?;
-        match wrong_length(length, size) {
-            Some(why) => Err(damaged(name, &why)),
-            None => Ok(ContentFile { file, path, name: name.to_owned(), size, left: size }),
+        match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((length, file)) => Ok((path, file, length)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(damaged(name, "it is missing")),
+            Err(error) => Err(unreadable(&path, error)),
         }
     }
 
-    /// What stands in the way of delivering a message with this file; `None` when nothing does.
+    /// Reads all of a finished file and compares its checksum.
     ///
     /// # Errors
-    /// The system's: then nobody knows.
+    /// As for [`ContentFiles::open`] and [`ContentFile::read_piece`].
+    pub(super) fn verify(&self, name: &str, size: u64) -> Result<(), SpoolError> {
+        self.open(name, size)?.read_all()
+    }
+
+    /// What stands in the way of delivering a message with this file; `None` when nothing does. Reads all of it.
+    ///
+    /// # Errors
+    /// The system's when it can't be opened: then nobody knows.
     pub fn obstacle(&self, name: &str, size: u64) -> Result<Option<String>, SpoolError> {
-        match self.open(name, size) {
-            Ok(_) => Ok(None),
+        let read = match self.open(name, size) {
+            // What can't be read at all is in the way, too; the message must be shown and can be discarded.
+            Ok(file) => file.read_all(),
+            Err(error @ SpoolError::Damaged { .. }) => Err(error),
+            Err(error) => return Err(error),
+        };
+        match read {
+            Ok(()) => Ok(None),
             Err(SpoolError::Damaged { what, reason }) => Ok(Some(format!("{what}: {reason}"))),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The size of a finished file in bytes; `None` when it is not there.
-    ///
-    /// # Errors
-    /// The system's, and `InvalidInput` for a name that is no content file's.
-    pub(super) fn size(&self, name: &str) -> io::Result<Option<u64>> {
-        match fs::metadata(self.path(name)?) {
-            Ok(file) => Ok(Some(file.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Ok(Some(error.to_string())),
         }
     }
 
@@ -156,25 +195,15 @@ impl ContentFiles {
         Ok(removed)
     }
 
-    /// How long a file is.
-    ///
-    /// # Errors
-    /// The system's, and `InvalidInput` for a name that is no content file's.
-    pub fn length(&self, name: &str) -> io::Result<u64> {
-        fs::metadata(self.path(name)?).map(|metadata| metadata.len())
-    }
-
-    /// Copies a file of another folder, under its name, and syncs it: now a commit may name it. The inner result is its
-    /// length, or why it can't be read; then nothing is left here.
+    /// Copies a file of another folder, under its name, byte for byte, and syncs it: now a commit may name it. The inner result
+    /// says why it can't be read, if it can't; then nothing is left here. Damage is copied as it is.
     ///
     /// # Errors
     /// It can't be written here.
-    pub fn copy_from(&self, other: &Self, name: &str) -> Result<Result<u64, String>, SpoolError> {
-        let opened = other.length(name).map_err(|error| error.to_string());
-        let opened = opened.and_then(|size| other.open(name, size).map_err(|error| error.to_string()));
-        let mut source = match opened {
+    pub fn copy_from(&self, other: &Self, name: &str) -> Result<Result<(), String>, SpoolError> {
+        let mut source = match other.open_as_it_is(name) {
             Ok(source) => source,
-            Err(why) => return Ok(Err(why)),
+            Err(error) => return Ok(Err(error.to_string())),
         };
         let trouble = |source: io::Error| match source.kind() {
             io::ErrorKind::StorageFull => SpoolError::Full(self.folder.clone()),
@@ -183,15 +212,15 @@ impl ContentFiles {
                 SpoolError::Io { path: self.folder.clone(), what, source }
             }
         };
-        let mut writer = self.create_named(name).map_err(trouble)?;
+        let mut writer = self.create_as_it_was(name).map_err(trouble)?;
         loop {
-            match source.read_piece(COPIED_AT_ONCE) {
+            match source.read_piece(AT_ONCE) {
                 Ok(Some(piece)) => writer.write(&piece).map_err(trouble)?,
                 Ok(None) => break,
                 Err(error) => return Ok(Err(error.to_string())),
             }
         }
-        writer.finish().map(|(_, size)| Ok(size)).map_err(trouble)
+        writer.finish().map(|_| Ok(())).map_err(trouble)
     }
 
     /// The names of all files, by message.
@@ -245,6 +274,8 @@ fn parse_name(name: &str) -> Option<(QueueId, &str)> {
 pub struct ContentWriter {
     file: File,
     size: u64,
+    /// Of what was written; `None` for a file that brings its trailer, if it has one.
+    crc: Option<crc32fast::Hasher>,
     unfinished: Option<Unfinished>,
     names: Arc<FolderSync>,
 }
@@ -263,19 +294,26 @@ impl ContentWriter {
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.size += bytes.len() as u64;
+        if let Some(crc) = &mut self.crc {
+            crc.update(bytes);
+        }
         Ok(())
     }
 
-    /// How many bytes were written.
+    /// How many bytes were written, not counting the trailer.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Syncs the file, and its folder together with others that end just now, and returns the file's name and size: now a commit may name it.
+    /// Adds the trailer, syncs the file, and its folder together with others that end just now, and returns the file's name and
+    /// the size of what was written before: now a commit may name it.
     ///
     /// # Errors
     /// The system's; the file is removed then.
     pub fn finish(mut self) -> io::Result<(String, u64)> {
+        if let Some(crc) = self.crc.take() {
+            self.file.write_all(&trailer::write(crc.finalize()))?;
+        }
         sync::sync_file(&self.file)?;
         self.names.sync()?;
         let name = self.unfinished.take().map(|file| file.name).unwrap_or_default();
@@ -310,13 +348,18 @@ pub struct ContentFile {
     name: String,
     size: u64,
     left: u64,
+    /// Of what was read.
+    crc: crc32fast::Hasher,
+    /// What it must be at the end, if the file tells.
+    expected: Option<u32>,
 }
 
 impl ContentFile {
     /// The next bytes, at most `max`; `None` after the last one of the file's size.
     ///
     /// # Errors
-    /// [`SpoolError::Damaged`] when the file ends early; [`SpoolError::Io`] when it can't be read now.
+    /// [`SpoolError::Damaged`] when the file ends early, and in place of the last bytes and from then on when the checksum of
+    /// all of them is wrong: whoever gets to the end has read what was written. [`SpoolError::Io`] when it can't be read now.
     pub fn read_piece(&mut self, max: usize) -> Result<Option<Bytes>, SpoolError> {
         let wanted = max.min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let mut piece = BytesMut::zeroed(wanted);
@@ -334,119 +377,25 @@ impl ContentFile {
             }
         }
         self.left -= filled as u64;
+        if let Some(expected) = self.expected {
+            self.crc.update(&piece);
+            if self.left == 0 && self.crc.clone().finalize() != expected {
+                return Err(damaged(&self.name, "its checksum is wrong"));
+            }
+        }
         Ok((filled > 0).then(|| piece.freeze()))
+    }
+
+    fn read_all(mut self) -> Result<(), SpoolError> {
+        while self.read_piece(AT_ONCE)?.is_some() {}
+        Ok(())
+    }
+
+    /// How long it is: without the trailer, unless that is read, too.
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::memory::MemorySpool;
-    use super::super::suite::{arrival, envelope, id, recipient};
-    use super::*;
-
-    fn files() -> (tempfile::TempDir, ContentFiles) {
-        let folder = tempfile::tempdir().expect("a folder");
-        let files = ContentFiles::new(folder.path().to_owned());
-        (folder, files)
-    }
-
-    fn names(files: &ContentFiles) -> usize {
-        fs::read_dir(files.folder()).expect("a folder").count()
-    }
-
-    #[test]
-    fn a_finished_file_reads_back_in_pieces() {
-        let (_folder, files) = files();
-        let before = sync::other_syncs();
-        let mut writer = files.create(id(1), "run1").expect("a file");
-        writer.write(b"hello ").and_then(|()| writer.write(b"world")).expect("written");
-        let (name, size) = writer.finish().expect("finished");
-        assert_eq!((name.as_str(), size), (format!("{}.run1", id(1)).as_str(), 11));
-        assert!(sync::other_syncs() >= before + 2, "the file and its folder");
-        let mut file = files.open(&name, size).expect("opens");
-        for piece in [&b"hell"[..], b"o wo", b"rld"] {
-            assert_eq!(file.read_piece(4).expect("read").as_deref(), Some(piece));
-        }
-        assert_eq!(file.read_piece(4).expect("read"), None);
-        files.remove(&name).and_then(|()| files.remove(&name)).expect("twice is fine");
-        assert_eq!(names(&files), 0);
-    }
-
-    fn finished(files: &ContentFiles, content: &[u8]) -> (String, u64) {
-        let mut writer = files.create(id(1), "run1").expect("a file");
-        writer.write(content).expect("written");
-        writer.finish().expect("finished")
-    }
-
-    #[test]
-    fn a_file_that_is_missing_or_of_another_length_is_damaged() {
-        let (_folder, files) = files();
-        let (name, size) = finished(&files, b"hello world");
-        for wrong in [0, 10, 12] {
-            let refused = files.open(&name, wrong).expect_err("another length").to_string();
-            assert!(refused.contains(&format!("it has 11 bytes instead of {wrong}")), "{refused}");
-        }
-        assert_eq!(files.obstacle(&name, size).expect("readable"), None);
-        files.remove(&name).expect("removed");
-        assert!(matches!(files.open(&name, size), Err(SpoolError::Damaged { .. })));
-        let obstacle = files.obstacle(&name, size).expect("told").expect("one");
-        assert!(obstacle.contains(&name) && obstacle.contains("missing"), "{obstacle}");
-    }
-
-    #[test]
-    fn a_file_that_is_cut_while_it_is_read_does_not_look_whole() {
-        let (_folder, files) = files();
-        let (name, size) = finished(&files, b"hello world");
-        let mut file = files.open(&name, size).expect("opens");
-        assert_eq!(file.read_piece(5).expect("read").as_deref(), Some(&b"hello"[..]));
-        let cut = OpenOptions::new().write(true).open(files.folder().join(&name)).expect("opens");
-        cut.set_len(8).expect("cut");
-        let refused = file.read_piece(99).expect_err("cut").to_string();
-        assert!(refused.contains("it has 8 bytes instead of 11"), "{refused}");
-    }
-
-    #[test]
-    fn what_a_file_got_behind_its_size_is_never_read() {
-        let (_folder, files) = files();
-        let (name, size) = finished(&files, b"hello");
-        let mut file = files.open(&name, size).expect("opens");
-        let longer = OpenOptions::new().append(true).open(files.folder().join(&name));
-        longer.and_then(|mut file| file.write_all(b" world")).expect("written");
-        assert_eq!(file.read_piece(99).expect("read").as_deref(), Some(&b"hello"[..]));
-        assert_eq!(file.read_piece(99).expect("read"), None);
-    }
-
-    #[test]
-    fn an_abandoned_file_is_removed() {
-        let (_folder, files) = files();
-        let writer = files.create(id(1), "run1").expect("a file");
-        assert_eq!(names(&files), 1);
-        drop(writer);
-        assert_eq!(names(&files), 0);
-    }
-
-    #[test]
-    fn a_name_never_leads_out_of_the_folder() {
-        let (_folder, files) = files();
-        let id = id(1);
-        for name in ["../db", "db", "", &format!("{id}."), &format!("{id}./../db"), &format!("{id}.a/b")] {
-            let refused = files.open(name, 0).map(drop).expect_err(name);
-            assert!(matches!(refused, SpoolError::Damaged { .. }), "{name}");
-            assert!(files.remove(name).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_sweep_removes_only_files_of_earlier_runs_that_no_message_names() {
-        let (_folder, files) = files();
-        let spool = MemorySpool::new();
-        spool.commit(&arrival(&envelope(1, 1, vec![recipient("x@a.example")]))).expect("committed");
-        for (number, instance) in [(1, "old"), (2, "old"), (3, "now")] {
-            files.create(id(number), instance).and_then(ContentWriter::finish).expect("a file");
-        }
-        fs::write(files.folder().join("not.ours"), b"").expect("written");
-        assert_eq!(files.sweep(&spool, "now").expect("swept"), 1);
-        assert_eq!(names(&files), 3);
-        assert!(files.open(&format!("{}.old", id(2)), 0).is_err());
-    }
-}
+mod tests;

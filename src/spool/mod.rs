@@ -6,16 +6,18 @@
 //! # Every state of a message on disk
 //!
 //! E is its envelope, C its content (in the tree or in a file), R the states of recipients that were tried, D a due key
-//! for each unsettled recipient, T its deadline key, Q its records in quarantine. `+` there, `-` not, `?` either.
+//! for each unsettled recipient, T its deadline key, Q its records in quarantine. `+` there, `-` not, `?` either. A file is
+//! the content and behind it a trailer with its checksum, as each record has one ([`content`]); without a trailer it is of an
+//! older program and is taken as it is.
 //!
 //! | state | on disk | a crash here leaves | who puts it right |
 //! |---|---|---|---|
 //! | S0 unknown | -E -C -R -D -T -Q | nothing | the client still has the message: it got no 250 |
-//! | S1 arriving | -E ?C -R -D -T -Q | for large content a file that nothing names | [`content::ContentFiles::sweep`] at the next start removes it |
+//! | S1 arriving | -E ?C -R -D -T -Q | for large content a file that nothing names, perhaps cut, perhaps without its trailer | [`content::ContentFiles::sweep`] at the next start removes it |
 //! | S2 fresh | +E +C ?R -D -T -Q | the message, whose first attempt was not over; its id is not below [`Counters::unindexed_from`] of the last commit | the Queue looks through the ids from there on, in the background, and writes D and T: S3 |
 //! | S3 queued | +E +C ?R +D +T -Q | the message, each recipient as its last commit left it | nobody needs to: the Queue finds it by wake and due keys. What was in flight is tried again (promise P3 says when that doubles) |
 //! | S4 finished | -E ?C -R -D -T -Q | for large content a file that nothing names | the sweep, as for S1 |
-//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator: released once all of it can be read, its file included; the sweep leaves the file alone |
+//! | S5 quarantined | -E ?C -R -D -T +Q | every byte of it, and why | an operator: released once all of it can be read, its file included, and is what was written; the sweep leaves the file alone |
 //!
 //! ```text
 //! S0 ─ first byte of a large content ─► S1 ─ commit of PutMessage: the instant of the 250 ─► S2
@@ -37,7 +39,9 @@
 //! What no crash leaves, but damage can: an unsettled recipient without its due key, a due key that leads to nothing, a message
 //! without deadline key, counters that are wrong (the patrol puts them right), counters that can't be read (the start writes a
 //! guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
-//! forgotten), a due key without its message (quarantined, so that the loss is seen).
+//! forgotten), a due key without its message (quarantined, so that the loss is seen), a content file with a changed byte, of
+//! another length or with anything but a whole trailer behind its content (whoever reads it finds that before its last byte is
+//! passed on, and the message is quarantined: the file was synced before the commit that names it).
 
 pub mod content;
 mod database;

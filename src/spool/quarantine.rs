@@ -6,7 +6,7 @@ use super::content::{ContentFiles, wrong_length};
 use super::database::{Change, Tree, Visit};
 use super::write::Changes;
 use super::{Quarantined, SpoolError, keys, read, record};
-use crate::mail::envelope::{ContentPlace, Envelope};
+use crate::mail::envelope::{ContentPlace, Envelope, StoredMessage};
 use crate::mail::id::QueueId;
 
 /// The kinds of records that a message consists of.
@@ -62,6 +62,17 @@ fn take_out<T: Tree>(
 pub(super) fn message<T: Tree>(tree: &T, id: QueueId) -> Result<Option<Quarantined>, SpoolError> {
     let Some(reason) = tree.get(&keys::of_message(keys::REASON, id))? else { return Ok(None) };
     let reason = read::reason(&reason);
+    let (records, bytes) = records(tree, id)?;
+    let message = stored(tree, id)?;
+    let obstacle = match &message {
+        Ok(found) => obstacle(&Shelf(tree), &found.envelope)?,
+        Err(_) => None,
+    };
+    Ok(Some(Quarantined { id, reason, records, bytes, message, obstacle }))
+}
+
+/// How many records are kept of a message, and how many bytes they have.
+pub(super) fn records<T: Tree>(tree: &T, id: QueueId) -> Result<(usize, u64), SpoolError> {
     let (mut records, mut bytes) = (0, 0);
     for kind in KINDS {
         let prefix = keys::quarantined(&keys::of_message(kind, id));
@@ -71,17 +82,17 @@ pub(super) fn message<T: Tree>(tree: &T, id: QueueId) -> Result<Option<Quarantin
             true
         })?;
     }
-    let shelf = Shelf(tree);
-    let (message, obstacle) = match read::message(&shelf, id) {
-        Ok(Some(found)) => {
-            let obstacle = obstacle(&shelf, &found.envelope)?;
-            (Ok(found), obstacle)
-        }
-        Ok(None) => (Err("its envelope is missing".to_owned()), None),
-        Err(error @ SpoolError::Damaged { .. }) => (Err(error.to_string()), None),
-        Err(error) => return Err(error),
-    };
-    Ok(Some(Quarantined { id, reason, records, bytes, message, obstacle }))
+    Ok((records, bytes))
+}
+
+/// What can be read of it without its content: the message, or what stands in the way.
+pub(super) fn stored<T: Tree>(tree: &T, id: QueueId) -> Result<Result<StoredMessage, String>, SpoolError> {
+    match read::message(&Shelf(tree), id) {
+        Ok(Some(found)) => Ok(Ok(found)),
+        Ok(None) => Ok(Err("its envelope is missing".to_owned())),
+        Err(error @ SpoolError::Damaged { .. }) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
 /// What is wrong with the content of a message, if anything is.

@@ -95,6 +95,54 @@ fn content_whose_file_is_gone_cut_or_too_long_is_never_sent_and_goes_out_once_it
     assert!(relay.output().contains("quarantined"), "the mail log tells");
 }
 
+/// Flips a bit in the middle of a file.
+fn flip_in(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn content_with_a_changed_byte_is_named_by_a_check_and_lands_in_quarantine_not_at_the_host() {
+    let (sink, open) = closed_sink();
+    let mut relay = Setup::new().route("*", sink.address()).start();
+    // Sent in one piece, in several.
+    let large = |name: &str| {
+        let lines = if name == "one" { 10_000 } else { 60_000 };
+        format!("Subject: {name}\r\n\r\n{}", "0123456789\r\n".repeat(lines))
+    };
+    for name in ["one", "several", "whole"] {
+        assert_eq!(relay.submit(&[&format!("{name}@x.test")], large(name).as_bytes()).code, 250);
+    }
+    relay.signal(SIGTERM);
+    relay.ended_within(PATIENCE).expect("it stops");
+    let files = ["one", "several"].map(|name| file_with(&relay, &format!("Subject: {name}")));
+    files.iter().for_each(|path| flip_in(path));
+    let checked = said(&relay, &["spool", "check"]);
+    for path in &files {
+        let id = id_of(path);
+        let damage = format!("of message {id} can't be delivered: its checksum is wrong");
+        assert!(checked.contains(&damage), "{damage} is not in\n{checked}");
+    }
+    assert!(checked.contains("DAMAGED: 2 findings"), "{checked}");
+    open.store(true, Ordering::SeqCst);
+    relay.restart();
+    relay.await_ready();
+
+    sink.await_mail_for("whole@x.test");
+    wait_until("two messages in quarantine", PATIENCE, || quarantined(&relay) == 2);
+    assert_eq!(sink.answered(), 1, "nothing of them was delivered");
+    for (name, path) in ["one", "several"].iter().zip(&files) {
+        let refused = said(&relay, &["queue", "quarantine", "release", &id_of(path)]);
+        assert!(refused.contains("its checksum is wrong"), "{refused}");
+        flip_in(path);
+        let released = said(&relay, &["queue", "quarantine", "release", &id_of(path)]);
+        assert!(released.contains("is queued again"), "{released}");
+        assert!(sink.await_mail_for(&format!("{name}@x.test")).text().ends_with(&large(name)), "whole");
+    }
+}
+
 /// Flips the last bit of the first record whose key starts so.
 fn flip(database: &sled::Db, prefix: &[u8]) {
     let (key, value) = database.scan_prefix(prefix).next().unwrap().unwrap();

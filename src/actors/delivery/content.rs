@@ -44,7 +44,8 @@ pub trait PieceReader: Send {
     /// The next piece, never empty; `None` at the end of the size that the envelope tells.
     ///
     /// # Errors
-    /// [`SpoolError::Damaged`] when there is less than that; others when it can't be read now.
+    /// [`SpoolError::Damaged`] when there is less than that, and in place of the last piece when any of them is not what was
+    /// written; others when it can't be read now.
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, SpoolError>>;
 }
 

@@ -48,7 +48,7 @@ pub struct Report {
     pub quarantined_before: u64,
     /// Messages that had been dealt with, but whose removal could not be read; they were left out.
     pub finished: u64,
-    /// Content files that a message names and that are not there, can't be read or have another length.
+    /// Content files that a message names and that are not there, can't be read, have another length or a wrong checksum.
     pub files_missing: u64,
     /// Content files that no readable message names; they are in the old folder still.
     pub files_left: u64,

@@ -124,14 +124,19 @@ impl Rebuild<'_> {
                 Err(error @ SpoolError::Damaged { .. }) => return Ok(Verdict::Damaged(error.to_string())),
                 Err(error) => return Err(error),
             },
-            ContentPlace::File(name) => match self.copy(name)? {
-                Ok(size) if size == envelope.size => Content::File { name: name.clone(), size, whole: None },
-                Ok(size) => {
-                    self.report.files_missing += 1;
-                    return Ok(Verdict::Damaged(wrong_size(size, envelope)));
+            ContentPlace::File(name) => {
+                if let Err(why) = self.copy(name)? {
+                    return Ok(Verdict::Damaged(why));
                 }
-                Err(why) => return Ok(Verdict::Damaged(why)),
-            },
+                match self.to.verify(name, envelope.size) {
+                    Ok(()) => Content::File { name: name.clone(), size: envelope.size, whole: None },
+                    Err(SpoolError::Damaged { what, reason }) => {
+                        self.report.files_missing += 1;
+                        return Ok(Verdict::Damaged(format!("its {what}: {reason}")));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         };
         Ok(Verdict::Whole(stored, content))
     }
@@ -189,15 +194,15 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// Copies a content file; the answer in it says how long it is, or why it can't be read.
-    fn copy(&mut self, name: &str) -> Result<Result<u64, String>, SpoolError> {
+    /// Copies a content file as it is; the answer in it says why it can't be read, if it can't.
+    fn copy(&mut self, name: &str) -> Result<Result<(), String>, SpoolError> {
         if self.copied.contains(name) {
-            return Ok(self.from.length(name).map_err(|error| error.to_string()));
+            return Ok(Ok(()));
         }
         match self.to.copy_from(self.from, name)? {
-            Ok(size) => {
+            Ok(()) => {
                 self.copied.insert(name.to_owned());
-                Ok(Ok(size))
+                Ok(Ok(()))
             }
             Err(error) => {
                 self.report.files_missing += 1;

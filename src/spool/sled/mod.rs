@@ -45,7 +45,7 @@ pub struct SledTree {
     // Dropped in this order: sled writes its last bytes under our watch and our lock, when nobody else has it open.
     /// `None` when it could not be opened again.
     database: RwLock<Option<OpenDatabase>>,
-    watch: Watch,
+    pub(super) watch: Watch,
     /// Why nothing more is written.
     failed: OnceLock<String>,
     count: Count,

@@ -1,6 +1,7 @@
 //! `posthaste spool export`: all mail as JSON lines, content included.
 //!
 //! Nothing is left out: a message that can't be read is written as one in quarantine, record by record, with the reason.
+//! The content files of those in quarantine are written byte for byte: what is damaged does not get a new checksum on its way.
 
 use std::io::{self, Write};
 
@@ -150,12 +151,12 @@ impl Export<'_> {
                 Err(error @ SpoolError::Damaged { .. }) => Ok(Err(error.to_string())),
                 Err(error) => Err(error.into()),
             },
-            ContentPlace::File(name) => match self.files.size(name) {
-                Ok(Some(is)) if is == size => Ok(Ok(Source::File(self.files.open(name, size)?))),
-                Ok(Some(is)) => Ok(Err(wrong(is))),
-                Ok(None) => Ok(Err(format!("its content file {name} is missing"))),
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Err(error.to_string())),
-                Err(error) => Err(ExportError::Content(id, error)),
+            // It is read twice: what is damaged must be known before the line begins.
+            ContentPlace::File(name) => match self.files.verify(name, size) {
+                Ok(()) => Ok(Ok(Source::File(self.files.open(name, size)?))),
+                Err(SpoolError::Damaged { what, reason }) => Ok(Err(format!("its {what}: {reason}"))),
+                Err(SpoolError::Io { source, .. }) => Err(ExportError::Content(id, source)),
+                Err(error) => Err(error.into()),
             },
         }
     }
@@ -164,7 +165,7 @@ impl Export<'_> {
         self.open(&Line::Message(MessageLine::of(stored)), "\"}}")?;
         match source {
             Source::Bytes(content) => self.write(STANDARD.encode(content).as_bytes())?,
-            Source::File(file) => self.pieces(stored.envelope.id, file, stored.envelope.size)?,
+            Source::File(file) => self.pieces(stored.envelope.id, file)?,
         }
         self.write(b"\"}}")?;
         self.done.messages += 1;
@@ -229,11 +230,9 @@ impl Export<'_> {
             if number > 0 {
                 self.write(b",")?;
             }
-            let trouble = |error| ExportError::Content(id, error);
-            let size = self.files.size(&name).map_err(trouble)?.unwrap_or(0);
-            let file = self.files.open(&name, size)?;
+            let file = self.files.open_as_it_is(&name)?;
             self.write(opened(&FileLine { name, content: "".into() }, "\"}")?.as_slice())?;
-            self.pieces(id, file, size)?;
+            self.pieces(id, file)?;
             self.write(b"\"}")?;
         }
         self.write(b"]}}")?;
@@ -255,8 +254,8 @@ impl Export<'_> {
         Ok(names)
     }
 
-    fn pieces(&mut self, id: QueueId, mut file: ContentFile, size: u64) -> Result<(), ExportError> {
-        let mut left = size;
+    fn pieces(&mut self, id: QueueId, mut file: ContentFile) -> Result<(), ExportError> {
+        let mut left = file.size();
         while let Some(piece) = file.read_piece(PIECE)? {
             left = left.saturating_sub(piece.len() as u64);
             self.write(STANDARD.encode(piece).as_bytes())?;

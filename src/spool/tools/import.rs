@@ -15,6 +15,7 @@ use super::line::{self, EndLine, Header, KIND, Line, MessageLine, QuarantineLine
 use crate::mail::envelope::{Content, ContentPlace, Envelope, RecipientState};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
+use crate::spool::content::ContentWriter;
 use crate::spool::database::{Change, Tree};
 use crate::spool::sled::SledSpool;
 use crate::spool::{
@@ -265,8 +266,8 @@ impl Import<'_> {
             return Ok(());
         }
         let content = if envelope.size > self.threshold {
-            let (name, size) =
-                self.file(envelope.size, &text, &format!("{}.{}", envelope.id, self.spool.instance()))?;
+            let writer = self.spool.files().create(envelope.id, self.spool.instance());
+            let (name, size) = self.file(writer, envelope.size, &text)?;
             envelope.place = ContentPlace::File(name.clone());
             Content::File { name, size, whole: None }
         } else {
@@ -351,8 +352,8 @@ impl Import<'_> {
             if !file.name.starts_with(&format!("{id}.")) {
                 return Err(self.wrong(format!("{:?} is no content file of this message", file.name)));
             }
-            let size = decoded_len(&file.content);
-            self.file(size, &file.content, &file.name)?;
+            let writer = self.spool.files().create_as_it_was(&file.name);
+            self.file(writer, decoded_len(&file.content), &file.content)?;
         }
         let reason = keys::of_message(keys::REASON, id);
         self.group.raw.push((reason[..].into(), Some(record::write_reason(&line.reason))));
@@ -364,10 +365,10 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Writes a content file of `size` bytes and syncs it.
-    fn file(&self, size: u64, text: &str, name: &str) -> Result<(String, u64), Ended> {
+    /// Writes `size` bytes to a content file and syncs it.
+    fn file(&self, writer: io::Result<ContentWriter>, size: u64, text: &str) -> Result<(String, u64), Ended> {
         let failed = |error| Ended::Content(self.line, error);
-        let mut writer = self.spool.files().create_named(name).map_err(failed)?;
+        let mut writer = writer.map_err(failed)?;
         let mut piece = Vec::with_capacity(PIECE);
         for part in text.as_bytes().chunks(PIECE) {
             piece.clear();

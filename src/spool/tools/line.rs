@@ -94,7 +94,7 @@ pub(super) struct RecordLine {
     value: String,
 }
 
-/// A content file.
+/// A content file, byte for byte: with the checksum behind its content, so that damage stays damage.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileLine<'a> {

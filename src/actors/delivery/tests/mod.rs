@@ -1,6 +1,7 @@
 //! A Delivery on one arbiter, against peers that play scripts on loopback.
 #![allow(clippy::unwrap_used)]
 
+mod content;
 mod support;
 
 use std::time::Duration;

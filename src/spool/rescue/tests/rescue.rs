@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::super::{Report, RescueError, rescue};
 use super::*;
 use crate::mail::envelope::{ContentPlace, RecipientState, Status};
+use crate::spool::content::ContentFiles;
 use crate::spool::suite::{deferred, domain, last};
 use crate::spool::{DestinationRecord, SpoolError, Tally};
 
@@ -152,7 +153,7 @@ fn what_is_there_in_part_goes_to_quarantine_byte_by_byte() {
     let reasons: HashMap<QueueId, String> = new.quarantined(None, 9).expect("readable").into_iter().collect();
     let expected = [
         (1, "its content file"),
-        (2, "its content has 3 bytes instead of 10"),
+        (2, "0123: it has 3 bytes instead of 10"),
         (3, "its envelope is missing"),
         (4, "the content of message"),
         (5, "a recipient of message"),
@@ -167,6 +168,30 @@ fn what_is_there_in_part_goes_to_quarantine_byte_by_byte() {
     assert_eq!(fs::read(new.files().folder().join(&short)).expect("copied"), b"123");
     // The relay's own clean-up leaves that file alone.
     assert_eq!(new.files().sweep(&new, "another run").expect("swept"), 0);
+}
+
+#[test]
+fn a_content_file_is_copied_with_its_checksum_and_one_that_was_changed_goes_to_quarantine() {
+    let names = [1, 2].map(|number| format!("{}.0123", id(number)));
+    let size = 5_000;
+    let setting = Setting::new(&[in_file(1, &names[0], size), in_file(2, &names[1], size)]);
+    let files = ContentFiles::new(setting.old().join("content"));
+    for number in [1, 2] {
+        files.create(id(number), "0123").expect("a file").finish_with(&bytes(5_000)).expect("written");
+    }
+    let mut changed = fs::read(files.folder().join(&names[1])).expect("readable");
+    changed[2_500] ^= 1;
+    fs::write(files.folder().join(&names[1]), &changed).expect("written");
+    let report = setting.rescue().expect("rescued");
+    assert_eq!((report.messages, report.quarantined, report.files_missing), (1, 1, 1), "{report:?}");
+    assert!(!report.is_whole());
+    let new = setting.opened();
+    let aside = new.quarantined(None, 9).expect("readable");
+    assert!(aside[0].0 == id(2) && aside[0].1.contains("its checksum is wrong"), "{aside:?}");
+    assert_eq!(new.files().obstacle(&names[0], size).expect("readable"), None);
+    assert_eq!(fs::read(new.files().folder().join(&names[1])).expect("copied"), changed, "as it was");
+    let obstacle = new.in_quarantine(id(2)).expect("readable").expect("there").obstacle;
+    assert!(obstacle.expect("damaged").contains("its checksum is wrong"));
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Check<'_> {
     fn is_named(&self, id: QueueId, name: &str) -> Result<bool, SpoolError> {
         let stored = match read::message(self.tree, id) {
             Ok(Some(stored)) => Some(stored),
-            Ok(None) => quarantine::message(self.tree, id)?.and_then(|found| found.message.ok()),
+            Ok(None) => quarantine::stored(self.tree, id)?.ok(),
             Err(SpoolError::Damaged { .. }) => None,
             Err(error) => return Err(error),
         };

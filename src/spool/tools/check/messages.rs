@@ -82,38 +82,29 @@ impl Check<'_> {
 
     fn content(&mut self, stored: &StoredMessage) -> Result<(), SpoolError> {
         let (id, size) = (stored.envelope.id, stored.envelope.size);
-        let is = match &stored.envelope.place {
+        match &stored.envelope.place {
             ContentPlace::Database => {
                 self.checked.tree_bytes += size;
                 match self.spool.content(id) {
-                    Ok(content) => content.len() as u64,
+                    Ok(content) if content.len() as u64 == size => {}
+                    Ok(content) => self.damage(format!(
+                        "the content of message {id} has {} bytes instead of {size}; it can't be delivered",
+                        content.len()
+                    )),
                     Err(error @ SpoolError::Damaged { .. }) => {
                         self.damage(format!("{error}; it can't be delivered"));
-                        return Ok(());
                     }
                     Err(error) => return Err(error),
                 }
             }
-            ContentPlace::File(name) => match self.files.size(name) {
-                Ok(Some(is)) => is,
-                Ok(None) => {
-                    self.damage(format!(
-                        "the content file {name} of message {id} is missing; it can't be delivered"
-                    ));
-                    return Ok(());
-                }
+            ContentPlace::File(name) => match self.files.verify(name, size) {
+                Ok(()) => {}
+                Err(SpoolError::Damaged { reason, .. }) => self
+                    .damage(format!("the content file {name} of message {id} can't be delivered: {reason}")),
                 Err(error) => {
-                    self.damage(format!(
-                        "the content file {name} of message {id} can't be looked at: {error}"
-                    ));
-                    return Ok(());
+                    self.damage(format!("the content file {name} of message {id} can't be read: {error}"));
                 }
             },
-        };
-        if is != size {
-            self.damage(format!(
-                "the content of message {id} has {is} bytes instead of {size}; it can't be delivered"
-            ));
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! `posthaste spool check`: whether everything in a spool fits together. It reads every record and changes none.
+//! `posthaste spool check`: whether everything in a spool fits together. It reads every record and
+//! the content file of every message that waits, and changes nothing.
 //!
 //! Damage is what the relay would stumble over, or mail that would wait for ever. What a crash leaves by design (see the
 //! table in [`crate::spool`]) and what only costs room or a look is harmless.
@@ -166,7 +167,7 @@ impl Check<'_> {
             if let Err(error) = record::read_reason(&reason) {
                 self.damage(format!("why message {id} is in quarantine can't be read: {error}"));
             }
-            if quarantine::message(self.tree, id)?.is_some_and(|found| found.records == 0) {
+            if quarantine::records(self.tree, id)?.0 == 0 {
                 self.harmless(format!("message {id} is in quarantine without any record: discard it"));
             }
             Ok::<(), SpoolError>(())

@@ -90,6 +90,15 @@ fn damage_of_records_is_found_and_named() {
                 std::fs::write(spool.files().folder().join(format!("{}.run0", id(2))), "short")
                     .expect("written");
             }),
+            ("02020202020202020202020202020202 can't be delivered: its checksum is wrong", |spool| {
+                change_file(spool, 2, |bytes| bytes[LARGE / 2] ^= 1);
+            }),
+            ("can't be delivered: what is behind its content is no checksum", |spool| {
+                change_file(spool, 2, |bytes| bytes[LARGE] ^= 1);
+            }),
+            ("it has 100001 bytes instead of 100000", |spool| {
+                change_file(spool, 2, |bytes| bytes.truncate(LARGE + 1));
+            }),
             ("4 messages, there are 3", |spool| counters(spool, |counters| counters.messages = 4)),
             ("7 recipients, there are 3", |spool| counters(spool, |counters| counters.recipients = 7)),
             ("0 messages in quarantine, there are 2", |spool| {
@@ -182,6 +191,14 @@ fn an_early_wake_key_and_keys_of_a_fresh_message_are_no_finding() {
     put(&spool, &due(4, "d.example", ARRIVED, 0), b"");
     put(&spool, &keys::wake(ARRIVED, &domain("d.example")), b"");
     put(&spool, &keys::deadline(ARRIVED, id(4)), b"");
+    assert_eq!(checked(&spool).0, Vec::<String>::new());
+}
+
+#[test]
+fn a_content_file_of_an_older_program_is_no_finding() {
+    let home = folder();
+    let spool = filled(home.path());
+    change_file(&spool, 2, |bytes| bytes.truncate(LARGE));
     assert_eq!(checked(&spool).0, Vec::<String>::new());
 }
 

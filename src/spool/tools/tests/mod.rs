@@ -137,8 +137,20 @@ fn imported(spool: &SledSpool, text: &str) -> Result<Imported, ImportError> {
     import(spool, &mut BufReader::with_capacity(100, text.as_bytes()), THRESHOLD, &deadline)
 }
 
+fn name(number: u8) -> String {
+    format!("{}.run0", id(number))
+}
+
+/// Changes a content file of [`filled`] and returns its bytes.
+fn change_file(spool: &SledSpool, number: u8, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let path = spool.files().folder().join(name(number));
+    let mut bytes = std::fs::read(&path).expect("readable");
+    change(&mut bytes);
+    std::fs::write(path, &bytes).expect("written");
+    bytes
+}
+
 fn read_file(files: &ContentFiles, name: &str) -> Vec<u8> {
-    let size = files.size(name).expect("readable").expect("there");
-    let mut file = files.open(name, size).expect("opens");
+    let mut file = files.open(name, LARGE as u64).expect("opens");
     file.read_piece(LARGE * 2).expect("readable").expect("not empty").to_vec()
 }

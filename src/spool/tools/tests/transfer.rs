@@ -149,6 +149,47 @@ fn what_can_not_be_read_is_exported_for_quarantine() {
 }
 
 #[test]
+fn content_that_was_changed_in_its_file_travels_as_it_is_and_stays_damaged() {
+    let (home, other) = (folder(), folder());
+    let (spool, copy) = (filled(home.path()), sled_in(other.path()).expect("opens"));
+    let changed = change_file(&spool, 2, |bytes| bytes[LARGE - 1] ^= 1);
+    let whole = change_file(&spool, 5, |_| ());
+    let (text, told) = exported(&spool);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains(&id(2).to_string()) && told[0].contains("its checksum is wrong"), "{told:?}");
+    let done = imported(&copy, &text).expect("imported");
+    assert_eq!((done.messages, done.quarantined), (2, 3));
+    for (number, bytes) in [(2, changed), (5, whole)] {
+        assert!(std::fs::read(copy.files().folder().join(name(number))).expect("there") == bytes);
+    }
+    let obstacle = |number| copy.in_quarantine(id(number)).expect("readable").expect("there").obstacle;
+    assert!(obstacle(2).expect("damaged").contains("its checksum is wrong"));
+    assert_eq!(obstacle(5), None, "it can be released");
+    assert_eq!(checked(&copy).0, Vec::<String>::new());
+}
+
+#[test]
+fn content_of_an_older_program_gets_its_checksum_by_an_import() {
+    let (home, other) = (folder(), folder());
+    let (spool, copy) = (filled(home.path()), sled_in(other.path()).expect("opens"));
+    for number in [2, 5] {
+        change_file(&spool, number, |bytes| bytes.truncate(LARGE));
+    }
+    let (text, told) = exported(&spool);
+    assert_eq!(told, Vec::<String>::new());
+    imported(&copy, &text).expect("imported");
+    let length = |number, instance: &str| {
+        std::fs::metadata(copy.files().folder().join(format!("{}.{instance}", id(number))))
+            .expect("there")
+            .len()
+    };
+    assert!(length(2, copy.instance()) > LARGE as u64);
+    assert_eq!(length(5, "run0"), LARGE as u64, "what is in quarantine is left as it was");
+    assert_eq!(copy.in_quarantine(id(5)).expect("readable").expect("there").obstacle, None);
+    assert_eq!(checked(&copy).0, Vec::<String>::new());
+}
+
+#[test]
 fn a_line_that_can_not_be_used_is_named_and_those_before_it_are_in() {
     let home = folder();
     let (text, _) = exported(&filled(home.path()));
@@ -254,11 +295,11 @@ fn an_import_of_many_is_several_commits_and_counts_all() {
         spool.commit(&[Op::PutMessage(envelope, Content::Memory(bytes(30_000)))]).expect("committed");
     }
     let copy = sled_in(other.path()).expect("opens");
-    let before = copy.tree.syncs();
+    let before = copy.tree.watch.syncs();
     let (text, _) = exported(&spool);
     assert_eq!(imported(&copy, &text).expect("imported").messages, 200);
     assert_eq!(copy.counters().expect("readable"), counters);
-    let syncs = copy.tree.syncs() - before;
+    let syncs = copy.tree.watch.syncs() - before;
     assert!((2..=150).contains(&syncs), "{syncs} syncs for 200 messages: one for each 512 KiB, and commits");
     let (found, summary) = checked(&copy);
     assert_eq!((found, summary.due_keys, summary.wake_keys), (Vec::new(), 400, 2));
