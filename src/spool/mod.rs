@@ -41,7 +41,9 @@
 //! guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
 //! forgotten), a due key without its message (quarantined, so that the loss is seen), a content file with a changed byte, of
 //! another length or with anything but a whole trailer behind its content (whoever reads it finds that before its last byte is
-//! passed on, and the message is quarantined: the file was synced before the commit that names it).
+//! passed on, and the message is quarantined: the file was synced before the commit that names it). A database of which
+//! something that was safe once can't be read, or that is missing beside content or a snapshot, is refused before sled
+//! changes it ([`sled`], `before.rs`): `posthaste spool rescue` saves the rest.
 
 pub mod content;
 mod database;
