@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,13 +12,13 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::rescue::{self, RescueArgs};
+use super::words::{count, spool_trouble};
 use super::{complain, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SpoolConfig};
 use crate::mail::envelope::{Envelope, RecipientState};
 use crate::schedule::retry::{self, RetryRules};
 use crate::smtp::address::ReversePath;
-use crate::spool::SpoolError;
 use crate::spool::sled::SledSpool;
 use crate::spool::tools::check::{Checked, Finding, check};
 use crate::spool::tools::compact::{CompactError, compact};
@@ -58,7 +58,8 @@ pub enum SpoolVerb {
     },
     /// Write the database anew, so that the room that removed mail left in its file is free again
     Compact,
-    /// Save what can be read from a spool whose database can't be opened, into a new spool
+    /// Save what can be read from a spool whose database can't be opened, into a new spool. Ends with 0 when all was saved,
+    /// with 3 when something is in quarantine or lost, and with 1 when nothing was saved
     Rescue(RescueArgs),
 }
 
@@ -85,27 +86,6 @@ type Trouble = String;
 
 fn told(error: impl Display) -> Trouble {
     error.to_string()
-}
-
-/// The spool's error; of a spool in use, with who uses it.
-fn spool_trouble(error: &SpoolError) -> Trouble {
-    let SpoolError::Locked(folder) = error else { return error.to_string() };
-    let who = holder(folder).map(|pid| format!(" (process {pid})")).unwrap_or_default();
-    format!(
-        "the spool {} is in use by a running posthaste{who}: stop that one first, then run this again",
-        folder.display()
-    )
-}
-
-/// The process that has the spool's lock, if the system tells.
-fn holder(folder: &Path) -> Option<u32> {
-    let inode = fs::metadata(folder.join("lock")).ok()?.ino().to_string();
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", pid, file, ..] = words[..] else { return None };
-        if file.rsplit(':').next() == Some(inode.as_str()) { pid.parse().ok() } else { None }
-    })
 }
 
 #[derive(Serialize)]

@@ -455,7 +455,8 @@ fn a_spool_in_use_or_missing_is_told_and_left_alone() {
     let mut relay = Setup::new().route("*", sink.address()).start();
     let export: PathBuf = relay.folder().join("export");
     std::fs::write(&export, "").unwrap();
-    let verbs: [&[&str]; 4] = [
+    let verbs: [&[&str]; 5] = [
+        &["migrate"],
         &["spool", "check"],
         &["spool", "export"],
         &["spool", "import", path(&export)],
@@ -470,10 +471,14 @@ fn a_spool_in_use_or_missing_is_told_and_left_alone() {
     sink.await_mail_for("ann@x.test");
     stop(&mut relay);
     let nothing = Setup::new();
-    for verb in [&["spool", "check"], &["spool", "export"], &["spool", "compact"]] {
+    for verb in [&["spool", "check"][..], &["spool", "export"], &["spool", "compact"], &["migrate"]] {
         let told = nothing.run(verb);
         assert_eq!(told.status.code(), Some(1));
         assert!(told.output.contains("there is no spool in spool; set spool.path"), "{}", told.output);
     }
     assert!(!nothing.folder().join("spool").exists());
+    std::fs::create_dir(nothing.folder().join("spool")).unwrap();
+    let told = nothing.run(&["migrate"]);
+    assert!(told.output.contains("there is no spool in spool"), "{}", told.output);
+    assert_eq!(std::fs::read_dir(nothing.folder().join("spool")).unwrap().count(), 0);
 }
