@@ -134,7 +134,11 @@ fn exported(spool: &SledSpool) -> (String, Vec<String>) {
 }
 
 fn imported(spool: &SledSpool, text: &str) -> Result<Imported, ImportError> {
-    import(spool, &mut BufReader::with_capacity(100, text.as_bytes()), THRESHOLD, &deadline)
+    import(spool, &mut BufReader::with_capacity(100, text.as_bytes()), THRESHOLD, false, &deadline)
+}
+
+fn imported_in_part(spool: &SledSpool, text: &str) -> Result<Imported, ImportError> {
+    import(spool, &mut text.as_bytes(), THRESHOLD, true, &deadline)
 }
 
 fn read_file(files: &ContentFiles, name: &str) -> Vec<u8> {
