@@ -119,7 +119,9 @@ fn text(report: &Report, from: &Path, to: &Path) -> String {
 fn verdict(report: &Report) -> String {
     if report.is_in_vain() {
         let why = match (report.database_empty, report.is_hollow()) {
-            (true, true) => " The database holds nothing, but content files lie beside it: mail was lost with it.",
+            (true, true) => {
+                " The database holds nothing, but content files lie beside it: mail was lost with it."
+            }
             (true, false) => " The database holds nothing.",
             (false, true) => {
                 " The database names no message, but content files lie beside it: if mail was queued, it was lost."

@@ -80,7 +80,12 @@ mod tests {
             for size in 1..=content.len() {
                 let mut strict = StrictContent::default();
                 let pushed = content.chunks(size).try_for_each(|piece| strict.push(piece));
-                assert_eq!(pushed.and_then(|()| strict.finish()), expected, "{} by {size}", content.escape_ascii());
+                assert_eq!(
+                    pushed.and_then(|()| strict.finish()),
+                    expected,
+                    "{} by {size}",
+                    content.escape_ascii()
+                );
             }
         }
     }

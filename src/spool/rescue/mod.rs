@@ -102,7 +102,9 @@ pub enum RescueError {
     #[error("{0} is a file; name a folder that does not exist yet")]
     NoFolder(PathBuf),
     /// What can't be read for lack of rights is not damaged.
-    #[error("{path} can't be read: {source}; run it as the user who owns {path}, or as root: nothing was begun")]
+    #[error(
+        "{path} can't be read: {source}; run it as the user who owns {path}, or as root: nothing was begun"
+    )]
     Rights {
         /// The file or folder.
         path: PathBuf,

@@ -38,7 +38,9 @@ pub(in crate::spool) fn check(folder: &Path, instance: Uuid) -> Result<(), Spool
     match fs::read(&marker) {
         Ok(id) if id == mark(instance) => Ok(()),
         Ok(_) => Err(SpoolError::Unfinished(folder.to_owned())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(())
+        }
         Err(error) => Err(io_error(&marker, "can't be read")(error)),
     }
 }

@@ -390,7 +390,9 @@ impl Import<'_> {
     /// What a session would refuse.
     fn stray(&self, stray: Stray) -> Ended {
         self.wrong(match stray {
-            Stray::LineEnd => "its content has a CR or LF that is no end of line; end each line with CR and LF".to_owned(),
+            Stray::LineEnd => {
+                "its content has a CR or LF that is no end of line; end each line with CR and LF".to_owned()
+            }
             Stray::Nul => "its content has a NUL character, which remote hosts refuse".to_owned(),
         })
     }

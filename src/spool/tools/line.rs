@@ -227,7 +227,9 @@ fn time(name: &str, at_ms: u64) -> Result<u64, Wrong> {
     if at_ms <= TIME_MAX {
         return Ok(at_ms);
     }
-    Err(format!("its {name} is {at_ms}; a time is milliseconds since 1970, and {TIME_MAX} (the year 9999) at most"))
+    Err(format!(
+        "its {name} is {at_ms}; a time is milliseconds since 1970, and {TIME_MAX} (the year 9999) at most"
+    ))
 }
 
 /// What is wrong with a line, in words that follow "line 7: ".

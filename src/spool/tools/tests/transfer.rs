@@ -5,8 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::*;
 use crate::spool::content::ContentWriter;
-use crate::spool::{UNTIL_RESUMED, keys};
 use crate::spool::record::{self, Kind};
+use crate::spool::{UNTIL_RESUMED, keys};
 
 /// The pairs of a spool, with names of content files and wake hints made alike.
 fn alike(spool: &SledSpool) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -179,9 +179,18 @@ fn a_line_that_can_not_be_used_is_named_and_those_before_it_are_in() {
         (lines[0].to_owned(), "it can't be read"),
         (with_content(b"a\0b"), "has a NUL character"),
         (with_content(b"a\nb\r\n"), "its content has a CR or LF that is no end of line"),
-        (with_content(&[&bytes(LARGE)[..], b"\r"].concat()), "its content has a CR or LF that is no end of line"),
-        (change(&format!("\"due_ms\":{DUE}"), "\"due_ms\":18446744073709551615"), "its due_ms is 184467440737"),
-        (change("\"arrived_ms\":", "\"arrived_ms\":9999999999"), "and 253402300799999 (the year 9999) at most"),
+        (
+            with_content(&[&bytes(LARGE)[..], b"\r"].concat()),
+            "its content has a CR or LF that is no end of line",
+        ),
+        (
+            change(&format!("\"due_ms\":{DUE}"), "\"due_ms\":18446744073709551615"),
+            "its due_ms is 184467440737",
+        ),
+        (
+            change("\"arrived_ms\":", "\"arrived_ms\":99"),
+            "and 253402300799999 (the year 9999) at most",
+        ),
     ] {
         let other = folder();
         let copy = sled_in(other.path()).expect("opens");
@@ -268,7 +277,10 @@ fn a_suspension_without_end_survives_other_programs() {
         ("\"suspended_until_ms\":1.8446744073709552e19", Ok(UNTIL_RESUMED)),
         ("\"suspended_until_ms\":5", Ok(5)),
         ("\"suspended_until_ms\":0", Ok(0)),
-        ("\"suspended_until_ms\":18446744073709551614", Err("its suspended_until_ms is 18446744073709551614")),
+        (
+            "\"suspended_until_ms\":18446744073709551614",
+            Err("its suspended_until_ms is 18446744073709551614"),
+        ),
         ("\"suspended_until_ms\":-1", Err("-1 is no time")),
         ("\"suspended_until_ms\":1.5", Err("1.5 is no time")),
     ] {
