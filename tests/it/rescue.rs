@@ -177,7 +177,7 @@ fn a_content_file_of_another_user_stops_the_rescue_before_it_begins() {
         give(&file, 0);
         rescue.uid(NOBODY).gid(NOBODY);
     } else {
-        fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).unwrap();
     }
     let refused = match rescue.output() {
         // That user can't reach the program.

@@ -3,7 +3,7 @@
 //! FROM is only read: [`log`] reads the messages of sled's log ([`format`] has its bytes), [`pages`] puts its pages together,
 //! [`tree`] makes them a tree of keys again. [`rebuild`] writes every message that is whole into the new spool TO, in state
 //! S2 of [`super`]: the relay that starts on TO gives it its keys, by its own schedule, as after a crash. What is there in
-//! part goes to quarantine, byte by byte, with the reason.
+//! part goes to quarantine, byte by byte, with the reason. Until the end TO has a mark that keeps everybody else from opening it.
 //!
 //! Where the newest record can't be read an older one may be taken. So mail that had left already may come back: sent
 //! twice is better than lost.

@@ -187,10 +187,7 @@ fn a_line_that_can_not_be_used_is_named_and_those_before_it_are_in() {
             change(&format!("\"due_ms\":{DUE}"), "\"due_ms\":18446744073709551615"),
             "its due_ms is 184467440737",
         ),
-        (
-            change("\"arrived_ms\":", "\"arrived_ms\":99"),
-            "and 253402300799999 (the year 9999) at most",
-        ),
+        (change("\"arrived_ms\":", "\"arrived_ms\":99"), "and 253402300799999 (the year 9999) at most"),
     ] {
         let other = folder();
         let copy = sled_in(other.path()).expect("opens");
