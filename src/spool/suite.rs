@@ -53,9 +53,8 @@ pub(super) fn envelope(number: u8, size: usize, recipients: Vec<Recipient>) -> A
     })
 }
 
-/// Content with 8-bit characters, and without what no content may have.
 pub(super) fn bytes(size: usize) -> Bytes {
-    (0..size).map(|at| b' ' + (at % 211) as u8).collect()
+    (0..size).map(|at| (at % 251) as u8).collect()
 }
 
 pub(super) fn last(text: &str) -> LastReply {
