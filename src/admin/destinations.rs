@@ -27,7 +27,7 @@ pub(super) async fn list(
     page: Query<PageQuery>,
 ) -> Result<Json<DestinationsPage>, Failure> {
     let after = page.after.as_deref().map(domain).transpose()?;
-    let limit = page_limit(&page);
+    let limit = page_limit(&page)?;
     let ask = InspectDestinations { after: after.clone(), limit };
     let memory = match tokio::time::timeout(PATIENCE, context.queue.destinations.send(ask)).await {
         Ok(Ok(memory)) => memory,
@@ -65,6 +65,10 @@ pub(super) async fn suspend(
     name: Path<String>,
     query: Query<SuspendQuery>,
 ) -> Result<HttpResponse, Failure> {
+    if query.seconds == Some(0) {
+        let text = "seconds is 0, so it would end at once; write 1 or more, or leave it out".to_owned();
+        return Err(Failure::new(StatusCode::BAD_REQUEST, text));
+    }
     let until_ms = query
         .seconds
         .map_or(UNTIL_RESUMED, |seconds| context.clock.now_ms().saturating_add(seconds.saturating_mul(1000)));

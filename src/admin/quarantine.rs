@@ -16,7 +16,7 @@ pub(super) async fn list(
     page: Query<PageQuery>,
 ) -> Result<Json<QuarantinePage>, Failure> {
     let after = page.after.as_deref().map(queue_id).transpose()?;
-    let limit = page_limit(&page);
+    let limit = page_limit(&page)?;
     let found = read(&context, move |spool| spool.quarantined(after, limit)).await?;
     let next = found.last().filter(|_| found.len() == limit).map(|(last, _)| last.to_string());
     let entry = |(id, reason): (QueueId, String)| QuarantineEntry { id: id.to_string(), reason };

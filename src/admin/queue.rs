@@ -60,7 +60,7 @@ struct RecipientQuery {
 
 async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Json<QueuePage>, Failure> {
     let after = page.after.as_deref().map(queue_id).transpose()?;
-    let limit = page_limit(&page);
+    let limit = page_limit(&page)?;
     let messages = read(&context, move |spool| page_of(spool, after, limit)).await?;
     let now_ms = context.clock.now_ms();
     let next =
@@ -72,9 +72,12 @@ async fn list(context: Data<AdminContext>, page: Query<PageQuery>) -> Result<Jso
     Ok(Json(QueuePage { messages, next }))
 }
 
-/// How many entries a page has.
-pub(super) fn page_limit(page: &PageQuery) -> usize {
-    page.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX)
+/// How many entries a page has. A page of none would say that there is nothing.
+pub(super) fn page_limit(page: &PageQuery) -> Result<usize, Failure> {
+    match page.limit.unwrap_or(PAGE) {
+        0 => Err(Failure::new(StatusCode::BAD_REQUEST, "limit is 0; write 1 or more".to_owned())),
+        limit => Ok(limit.min(PAGE_MAX)),
+    }
 }
 
 async fn show(context: Data<AdminContext>, id: Path<String>) -> Result<Json<MessageView>, Failure> {

@@ -253,6 +253,14 @@ fn commands_answer_what_came_of_them() {
     assert_eq!(done, CommandResult::Done { recipients: 2, in_flight: 1 });
     let done = check("DELETE", format!("/api/queue/{id}?recipient=0")).unwrap();
     assert_eq!(done, CommandResult::Done { recipients: 1, in_flight: 0 });
+    for (method, path) in [
+        ("GET", "/api/queue?limit=0"),
+        ("GET", "/api/destinations?limit=0"),
+        ("POST", "/api/destinations/a.example/suspend?seconds=0"),
+    ] {
+        let error = relay.client().json::<serde_json::Value>(method, path).unwrap_err().to_string();
+        assert!(error.contains(" is 0") && error.contains("write 1 or more"), "{path}: {error}");
+    }
     for (path, expected) in [
         (format!("/api/queue/{id}?recipient=1"), 503),
         (format!("/api/queue/{id}?recipient=2"), 404),

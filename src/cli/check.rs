@@ -3,24 +3,26 @@
 
 use std::process::ExitCode;
 
-use super::{complain, machine, say, summary};
+use super::{EXIT_CONFIG, complain, machine, say, summary};
 use crate::config::load::Source;
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Config, rules, secret};
 use crate::route::own;
 use crate::route::table::RouteTable;
 
-/// Prints every problem; fails when one of them is an error.
+/// Prints every problem. The code is that of a start: [`EXIT_CONFIG`] when the configuration is wrong, 1 when something on this
+/// machine is in the way.
 pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
     let (config, source) = match read {
         Ok(good) => good,
         Err(errors) => {
             complain(&errors);
             complain(verdict(&errors.0));
-            return ExitCode::FAILURE;
+            return ExitCode::from(EXIT_CONFIG);
         }
     };
     let mut problems = examine(&config, &source);
+    let is_wrong = problems.iter().any(Problem::is_error);
     let mut here = machine::check(&config);
     source.locate(&mut here);
     problems.extend(here);
@@ -30,6 +32,9 @@ pub fn run(read: Result<(Config, Source), ConfigErrors>) -> ExitCode {
     }
     if !problems.is_empty() {
         complain(verdict(&problems));
+    }
+    if is_wrong {
+        return ExitCode::from(EXIT_CONFIG);
     }
     if problems.iter().any(Problem::is_error) {
         return ExitCode::FAILURE;

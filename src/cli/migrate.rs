@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+use super::words::spool_trouble;
 use super::{complain, say};
 use crate::config::Config;
 use crate::migrations;
@@ -21,7 +22,7 @@ pub fn run(config: &Config) -> ExitCode {
             ));
         }
         Err(error) => {
-            complain(format_args!("posthaste: {error}"));
+            complain(format_args!("posthaste: {}", spool_trouble(&error)));
             return ExitCode::FAILURE;
         }
     }
@@ -30,6 +31,7 @@ pub fn run(config: &Config) -> ExitCode {
 
 /// The format that the spool had, if it was an older one.
 fn migrate(config: &Config) -> Result<Option<u32>, SpoolError> {
+    SledSpool::must_exist(&config.spool)?;
     let spool = SledSpool::open(&config.spool, uuid::Uuid::new_v4())?;
     let began = spool.migration()?;
     while spool.migration()?.is_some() {

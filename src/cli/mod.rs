@@ -7,6 +7,7 @@
 //! | 0 | done |
 //! | 1 | the verb failed: a problem was found, the relay couldn't start, or its spool failed |
 //! | 2 | the command line is wrong (clap's) |
+//! | 3 | `spool rescue` saved a part: something is in quarantine or lost |
 //! | 78 | the configuration is wrong (`EX_CONFIG`); set systemd's `RestartPreventExitStatus=78` |
 //! | 130 | a second signal ended the relay while it was draining |
 
@@ -22,6 +23,7 @@ pub mod rescue;
 pub mod serve;
 pub mod spool;
 pub mod summary;
+mod words;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -38,7 +40,7 @@ use crate::config::problem::ConfigErrors;
 pub const EXIT_CONFIG: u8 = 78;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong configuration, 130 ended by a second signal.
+Exit codes: 0 done, 1 failed, 2 wrong command line, 3 rescued in part, 78 wrong configuration, 130 ended by a second signal.
 Every key of the configuration is also an environment variable, such as POSTHASTE_SPOOL__PATH.";
 
 /// An outbound SMTP relay: accepts mail once it is on disk, and delivers it for days if need be.

@@ -6,8 +6,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::words::{count, spool_trouble};
 use super::{complain, say};
-use crate::spool::rescue::{self, Report};
+use crate::spool::rescue::{self, Report, RescueError};
+
+/// The exit code when not all of the old spool could be saved.
+const EXIT_PART: u8 = 3;
 
 /// What `posthaste spool rescue` is given.
 #[derive(Clone, Debug, Args)]
@@ -21,12 +25,13 @@ pub struct RescueArgs {
     json: bool,
 }
 
-/// Rescues, and prints what was saved and what was left. Fails when nothing could be saved.
+/// Rescues, and prints what was saved and what was left. The code is 1 when nothing could be saved, and
+/// [`EXIT_PART`] when something is in quarantine or lost.
 pub fn run(args: &RescueArgs) -> ExitCode {
     let report = match rescue::rescue(&args.from, &args.to) {
         Ok(report) => report,
         Err(error) => {
-            complain(error);
+            complain(format_args!("posthaste: {}", trouble(&error)));
             return ExitCode::FAILURE;
         }
     };
@@ -35,11 +40,22 @@ pub fn run(args: &RescueArgs) -> ExitCode {
     } else {
         say(text(&report, &args.from, &args.to).trim_end());
     }
-    if report.is_in_vain() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    code(&report)
 }
 
-fn count(number: u64, one: &str, many: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
+fn code(report: &Report) -> ExitCode {
+    match (report.is_in_vain(), report.is_whole()) {
+        (true, _) => ExitCode::FAILURE,
+        (false, false) => ExitCode::from(EXIT_PART),
+        (false, true) => ExitCode::SUCCESS,
+    }
+}
+
+fn trouble(error: &RescueError) -> String {
+    match error {
+        RescueError::Spool(error) => spool_trouble(error),
+        other => other.to_string(),
+    }
 }
 
 fn text(report: &Report, from: &Path, to: &Path) -> String {
@@ -102,12 +118,22 @@ fn text(report: &Report, from: &Path, to: &Path) -> String {
 
 fn verdict(report: &Report) -> String {
     if report.is_in_vain() {
-        return "Nothing could be saved.\n".to_owned();
+        let why = match (report.database_empty, report.is_hollow()) {
+            (true, true) => {
+                " The database holds nothing, but content files lie beside it: mail was lost with it."
+            }
+            (true, false) => " The database holds nothing.",
+            (false, true) => {
+                " The database names no message, but content files lie beside it: if mail was queued, it was lost."
+            }
+            (false, false) => "",
+        };
+        return format!("Nothing could be saved.{why}\n");
     }
     if report.is_whole() {
         return "Everything in the old spool could be read.\n".to_owned();
     }
-    let mut verdict = String::new();
+    let mut verdict = "Not everything could be saved.\n".to_owned();
     if report.segments_unreadable + report.records_unreadable + report.pages_missing > 0 {
         verdict.push_str("Mail whose records could not be read is not among what was saved.\n");
     }
@@ -157,5 +183,32 @@ mod tests {
         assert!(report.is_in_vain());
         assert!(told(&report).contains("Nothing could be saved."));
         assert!(!Report::default().is_in_vain(), "an empty spool is not a failure");
+    }
+
+    #[test]
+    fn content_files_without_any_message_are_no_whole_spool() {
+        let hollow = Report { files_left: 2, ..Report::default() };
+        let nothing = Report { database_empty: true, ..Report::default() };
+        for (report, words) in [
+            (hollow.clone(), "The database names no message, but content files lie beside it"),
+            (Report { database_empty: true, ..hollow.clone() }, "holds nothing, but content files"),
+            (nothing, "The database holds nothing."),
+        ] {
+            let told = told(&report);
+            assert!(told.contains(words) && !told.contains("Everything"), "{told}");
+            assert_eq!(code(&report), ExitCode::FAILURE);
+        }
+        let beside = Report { messages: 1, ..hollow };
+        assert!(told(&beside).contains("Everything in the old spool could be read."), "left by a crash");
+    }
+
+    #[test]
+    fn the_exit_code_says_whether_all_was_saved() {
+        let whole = Report { messages: 2, ..Report::default() };
+        assert_eq!(code(&whole), ExitCode::SUCCESS);
+        let part = Report { quarantined: 1, ..whole };
+        assert_eq!(code(&part), ExitCode::from(EXIT_PART));
+        assert!(told(&part).contains("Not everything could be saved."));
+        assert_eq!(code(&Report { records_unreadable: 1, ..Report::default() }), ExitCode::FAILURE);
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,13 +12,13 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::rescue::{self, RescueArgs};
+use super::words::{count, spool_trouble};
 use super::{complain, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, SpoolConfig};
 use crate::mail::envelope::{Envelope, RecipientState};
 use crate::schedule::retry::{self, RetryRules};
 use crate::smtp::address::ReversePath;
-use crate::spool::SpoolError;
 use crate::spool::sled::SledSpool;
 use crate::spool::tools::check::{Checked, Finding, check};
 use crate::spool::tools::compact::{CompactError, compact};
@@ -55,10 +55,15 @@ pub enum SpoolVerb {
     Import {
         /// The export; `-` is standard input
         file: PathBuf,
+        /// Take an export from which lines were taken out (or to which some were added): what its last line counts need not
+        /// be there. That line itself must be, else the file was cut short
+        #[arg(long)]
+        partial: bool,
     },
     /// Write the database anew, so that the room that removed mail left in its file is free again
     Compact,
-    /// Save what can be read from a spool whose database can't be opened, into a new spool
+    /// Save what can be read from a spool whose database can't be opened, into a new spool. Ends with 0 when all was saved,
+    /// with 3 when something is in quarantine or lost, and with 1 when nothing was saved
     Rescue(RescueArgs),
 }
 
@@ -67,7 +72,7 @@ pub fn run(args: &SpoolArgs, config: &Config) -> ExitCode {
     let done = match &args.verb {
         SpoolVerb::Check { json } => run_check(&config.spool, *json),
         SpoolVerb::Export { output } => run_export(&config.spool, output.as_deref()),
-        SpoolVerb::Import { file } => run_import(config, file),
+        SpoolVerb::Import { file, partial } => run_import(config, file, *partial),
         SpoolVerb::Compact => run_compact(&config.spool),
         SpoolVerb::Rescue(args) => Ok(rescue::run(args)),
     };
@@ -85,27 +90,6 @@ type Trouble = String;
 
 fn told(error: impl Display) -> Trouble {
     error.to_string()
-}
-
-/// The spool's error; of a spool in use, with who uses it.
-fn spool_trouble(error: &SpoolError) -> Trouble {
-    let SpoolError::Locked(folder) = error else { return error.to_string() };
-    let who = holder(folder).map(|pid| format!(" (process {pid})")).unwrap_or_default();
-    format!(
-        "the spool {} is in use by a running posthaste{who}: stop that one first, then run this again",
-        folder.display()
-    )
-}
-
-/// The process that has the spool's lock, if the system tells.
-fn holder(folder: &Path) -> Option<u32> {
-    let inode = fs::metadata(folder.join("lock")).ok()?.ino().to_string();
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", pid, file, ..] = words[..] else { return None };
-        if file.rsplit(':').next() == Some(inode.as_str()) { pid.parse().ok() } else { None }
-    })
 }
 
 #[derive(Serialize)]
@@ -136,45 +120,71 @@ fn summary(checked: &Checked) -> String {
         *checked;
     let verdict = match (damage, harmless) {
         (0, 0) => "everything fits together".to_owned(),
-        (0, harmless) => format!("no damage; {harmless} harmless findings"),
-        (damage, harmless) => format!("DAMAGED: {damage} findings; and {harmless} harmless ones"),
+        (0, harmless) => format!("no damage; {}", count(harmless, "harmless finding", "harmless findings")),
+        (damage, 0) => format!("DAMAGED: {}", count(damage, "finding", "findings")),
+        (damage, harmless) => format!(
+            "DAMAGED: {}; and {}",
+            count(damage, "finding", "findings"),
+            count(harmless, "harmless one", "harmless ones")
+        ),
     };
     format!(
-        "messages       {messages} ({recipients} recipients wait, {bytes} bytes of content)\n\
+        "messages       {messages} ({}, {} of content)\n\
          not readable   {unreadable}\n\
          without keys   {unindexed} (left by a crash; the next start puts them in line)\n\
          in quarantine  {quarantined}\n\
          keys           {due_keys} due, {deadline_keys} deadlines, {wake_keys} wakes\n\
          destinations   {destinations} backing off or remembered\n\
          content files  {content_files}\n\
-         {verdict}"
+         {verdict}",
+        count(recipients, "recipient waits", "recipients wait"),
+        count(bytes, "byte", "bytes"),
     )
 }
 
 fn run_export(config: &SpoolConfig, output: Option<&Path>) -> Result<ExitCode, Trouble> {
     let spool = SledSpool::open_existing(config).map_err(|error| spool_trouble(&error))?;
     let exported = match output {
-        Some(path) => {
-            let file = new_file(path)?;
-            let written = write_export(&spool, &file).and_then(|done| {
-                sync(&file, path).map_err(|error| format!("{} can't be synced: {error}", path.display()))?;
-                Ok(done)
-            });
-            if written.is_err() {
-                // A part of an export is of no use.
-                let _ = fs::remove_file(path);
-            }
-            written?
-        }
+        Some(path) => export_to(&spool, path)?,
         None => write_export(&spool, io::stdout().lock())?,
     };
     complain(exported);
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes the export beside its name and gives it that when it is whole and durable: a kill leaves no part of one that looks
+/// like all of it.
+fn export_to(spool: &SledSpool, path: &Path) -> Result<String, Trouble> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    must_be_free(path)?;
+    // What an export that was killed left.
+    let _ = fs::remove_file(&part);
+    let file = new_file(&part)?;
+    let written = write_export(spool, &file).and_then(|done| {
+        must_be_free(path)?;
+        put(&file, &part, path).map_err(|error| format!("{} can't be synced: {error}", path.display()))?;
+        Ok(done)
+    });
+    if written.is_err() {
+        // A part of an export is of no use.
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+fn must_be_free(path: &Path) -> Result<(), Trouble> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(format!("{} exists already: give another name, or remove it", path.display())),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Makes a file and its name durable: the spool may be removed once it is exported.
-fn sync(file: &File, path: &Path) -> io::Result<()> {
+fn put(file: &File, part: &Path, path: &Path) -> io::Result<()> {
     file.sync_all()?;
+    fs::rename(part, path)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
@@ -197,16 +207,19 @@ fn write_export(spool: &SledSpool, out: impl Write) -> Result<String, Trouble> {
         other => other.to_string(),
     })?;
     let mut text = format!(
-        "exported {} messages, {} in quarantine and {} destinations",
-        done.messages, done.quarantined, done.destinations
+        "exported {}, {} in quarantine and {}",
+        count(done.messages, "message", "messages"),
+        done.quarantined,
+        count(done.destinations, "destination", "destinations")
     );
     if done.damaged > 0 {
-        text += &format!("; {} of those in quarantine were queued, but can't be read", done.damaged);
+        let damaged = count(done.damaged, "of those in quarantine was", "of those in quarantine were");
+        text += &format!("; {damaged} queued, but can't be read");
     }
     Ok(text)
 }
 
-fn run_import(config: &Config, file: &Path) -> Result<ExitCode, Trouble> {
+fn run_import(config: &Config, file: &Path, partial: bool) -> Result<ExitCode, Trouble> {
     let mut input: Box<dyn io::BufRead> = if file == Path::new("-") {
         Box::new(BufReader::with_capacity(BUFFER, io::stdin()))
     } else {
@@ -218,7 +231,7 @@ fn run_import(config: &Config, file: &Path) -> Result<ExitCode, Trouble> {
     let now_ms = SystemClock.now_ms();
     let deadline =
         |envelope: &Envelope, states: &[RecipientState]| deadline(&rules, now_ms, envelope, states);
-    match import(&spool, &mut *input, config.spool.content_threshold, &deadline) {
+    match import(&spool, &mut *input, config.spool.content_threshold, partial, &deadline) {
         Ok(done) => {
             complain(imported(&done));
             Ok(ExitCode::SUCCESS)
@@ -239,18 +252,24 @@ fn spool_words(why: &Ended) -> String {
 
 fn remedy(why: &Ended) -> &'static str {
     match why {
-        Ended::Line(..) => "; put the line right or take it out, and import again: what is there is skipped",
+        Ended::Line(..) => {
+            "; put the line right and import again, or take it out and import again with --partial: what is there is skipped"
+        }
+        // Its text says what to do.
+        Ended::Counts(..) => "",
         _ => "; import again when that is put right: what is there is skipped",
     }
 }
 
 fn imported(done: &Imported) -> String {
     let mut text = format!(
-        "imported {} messages, {} in quarantine and {} destinations",
-        done.messages, done.quarantined, done.destinations
+        "imported {}, {} in quarantine and {}",
+        count(done.messages, "message", "messages"),
+        done.quarantined,
+        count(done.destinations, "destination", "destinations")
     );
     if done.already > 0 {
-        text += &format!("; {} were there already", done.already);
+        text += &format!("; {} there already", count(done.already, "was", "were"));
     }
     if done.finished > 0 {
         text += &format!("; {} needed nothing more", done.finished);
@@ -329,7 +348,11 @@ mod tests {
         assert!(summary(&clean).ends_with("everything fits together"));
         let left = Checked { harmless: 2, ..clean };
         assert!(summary(&left).ends_with("no damage; 2 harmless findings"));
+        let one = Checked { harmless: 1, recipients: 1, ..clean };
+        assert!(summary(&one).ends_with("no damage; 1 harmless finding"));
+        assert!(summary(&one).contains("(1 recipient waits, 0 bytes of content)"));
         let bad = Checked { damage: 1, ..left };
-        assert!(summary(&bad).contains("DAMAGED: 1 findings"));
+        assert!(summary(&bad).ends_with("DAMAGED: 1 finding; and 2 harmless ones"));
+        assert!(summary(&Checked { damage: 2, harmless: 0, ..left }).ends_with("DAMAGED: 2 findings"));
     }
 }

@@ -25,6 +25,8 @@ const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 const CONTENT_THRESHOLD_MAX: u64 = 4 << 20;
 /// sled needs some room to work in.
 const CACHE_MIN: u64 = 1 << 20;
+/// Removing mail needs room in the database before it frees any, and deliveries go on while new mail is refused.
+const FREE_MIN: u64 = 64 << 20;
 /// Below this the reserve can't hold the removals that it is there for.
 const RESERVE_MIN: u64 = 8 << 20;
 /// New connections per second: with fewer, the halves of the bound are too small to work with.
@@ -226,6 +228,16 @@ impl Rules {
             self.error(
                 "spool.cache",
                 format!("spool.cache is {}; write 1MiB or more", format_size(spool.cache)),
+            );
+        }
+        if spool.min_free < FREE_MIN {
+            self.warning(
+                "spool.min_free",
+                format!(
+                    "spool.min_free is {}, and removing mail needs room in the database before it frees any; write 64MiB or \
+                     more",
+                    format_size(spool.min_free)
+                ),
             );
         }
         if spool.reserve < RESERVE_MIN {

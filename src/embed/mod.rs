@@ -41,6 +41,7 @@ use crate::mail::id::QueueId;
 use crate::mail::trace;
 use crate::metrics::Metrics;
 use crate::smtp::address::{AddressError, ForwardPath, ReversePath};
+use crate::smtp::strict::{self, Stray};
 use crate::spool::SpoolError;
 use crate::tls::TlsClients;
 pub use start::{enough_files, metrics, unavailable};
@@ -344,19 +345,11 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |source| StartError::System { what, source }
 }
 
-/// Refuses what a session would: see `smtp::scanner`.
+/// Refuses what a session would.
 fn check_content(content: &[u8]) -> Result<(), SubmitError> {
-    if !has_strict_line_ends(content) {
-        return Err(SubmitError::LineEnds);
-    }
-    if memchr::memchr(0, content).is_some() { Err(SubmitError::Nul) } else { Ok(()) }
-}
-
-/// Every CR is followed by LF and every LF preceded by CR.
-fn has_strict_line_ends(content: &[u8]) -> bool {
-    memchr::memchr2_iter(b'\r', b'\n', content).all(|at| match content[at] {
-        b'\r' => content.get(at + 1) == Some(&b'\n'),
-        _ => at > 0 && content[at - 1] == b'\r',
+    strict::check(content).map_err(|stray| match stray {
+        Stray::LineEnd => SubmitError::LineEnds,
+        Stray::Nul => SubmitError::Nul,
     })
 }
 

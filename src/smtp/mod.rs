@@ -10,3 +10,4 @@ pub mod framing;
 pub mod reply;
 pub mod scanner;
 pub mod server;
+pub mod strict;

@@ -23,6 +23,11 @@ pub enum SpoolError {
     /// It is not there.
     #[error("there is no spool in {0}; set spool.path, or name the configuration of its relay with --config")]
     Missing(PathBuf),
+    /// A rescue that ended before its end left it.
+    #[error(
+        "the spool {0} is an unfinished rescue: mail is missing in it; remove it and run posthaste spool rescue FROM TO again"
+    )]
+    Unfinished(PathBuf),
     /// A newer program wrote it.
     #[error(
         "the spool {path} has format {found}, this program reads up to format {known}; \

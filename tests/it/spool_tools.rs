@@ -179,8 +179,11 @@ fn mail_goes_to_another_spool_with_its_schedule_and_is_delivered_once() {
     assert!(before.values().flatten().any(|recipient| recipient[2] == 1), "{before:?}");
     stop(&mut old);
     let export = old.folder().join("export");
+    // As one that was killed leaves it.
+    std::fs::write(old.folder().join("export.part"), "half").unwrap();
     let told = said(&old, &["spool", "export", "--output", path(&export)]);
-    assert!(told.contains("exported 9 messages, 0 in quarantine and 1 destinations"), "{told}");
+    assert!(!old.folder().join("export.part").exists());
+    assert!(told.contains("exported 9 messages, 0 in quarantine and 1 destination"), "{told}");
     assert!(refused(&old, &["spool", "export", "--output", path(&export)]).contains("remove it"));
     assert!(said(&old, &["spool", "check"]).ends_with("everything fits together\n"));
 
@@ -188,7 +191,7 @@ fn mail_goes_to_another_spool_with_its_schedule_and_is_delivered_once() {
     let told = new.run(&["spool", "import", path(&export)]);
     assert!(told.status.success(), "{}", told.output);
     assert!(
-        told.output.contains("imported 9 messages, 0 in quarantine and 1 destinations"),
+        told.output.contains("imported 9 messages, 0 in quarantine and 1 destination"),
         "{}",
         told.output
     );
@@ -455,7 +458,8 @@ fn a_spool_in_use_or_missing_is_told_and_left_alone() {
     let mut relay = Setup::new().route("*", sink.address()).start();
     let export: PathBuf = relay.folder().join("export");
     std::fs::write(&export, "").unwrap();
-    let verbs: [&[&str]; 4] = [
+    let verbs: [&[&str]; 5] = [
+        &["migrate"],
         &["spool", "check"],
         &["spool", "export"],
         &["spool", "import", path(&export)],
@@ -470,10 +474,14 @@ fn a_spool_in_use_or_missing_is_told_and_left_alone() {
     sink.await_mail_for("ann@x.test");
     stop(&mut relay);
     let nothing = Setup::new();
-    for verb in [&["spool", "check"], &["spool", "export"], &["spool", "compact"]] {
+    for verb in [&["spool", "check"][..], &["spool", "export"], &["spool", "compact"], &["migrate"]] {
         let told = nothing.run(verb);
         assert_eq!(told.status.code(), Some(1));
         assert!(told.output.contains("there is no spool in spool; set spool.path"), "{}", told.output);
     }
     assert!(!nothing.folder().join("spool").exists());
+    std::fs::create_dir(nothing.folder().join("spool")).unwrap();
+    let told = nothing.run(&["migrate"]);
+    assert!(told.output.contains("there is no spool in spool"), "{}", told.output);
+    assert_eq!(std::fs::read_dir(nothing.folder().join("spool")).unwrap().count(), 0);
 }

@@ -175,3 +175,25 @@ fn too_few_open_files_are_refused_with_a_remedy() {
         assert!(said.contains("ulimit -n, LimitNOFILE=") && !said.contains("panicked"), "{limit}: {said}");
     }
 }
+
+#[test]
+fn a_wrong_configuration_has_an_exit_code_of_its_own() {
+    let own = Setup::new();
+    let address = own.smtp;
+    let wrong = [
+        Setup::new().set("limits.sessions", "0"),
+        Setup::new().set("limits.sesions", "1"),
+        own.route("loop.test", address),
+    ];
+    for setup in wrong {
+        for ended in [setup.run_to_end(), setup.run(&["check"])] {
+            assert_eq!(ended.status.code(), Some(78), "{}", ended.output);
+        }
+    }
+    // The configuration may be right where something is in its way.
+    let setup = Setup::new();
+    let _taken = TcpListener::bind(setup.smtp).unwrap();
+    for ended in [setup.run_to_end(), setup.run(&["check"])] {
+        assert_eq!(ended.status.code(), Some(1), "{}", ended.output);
+    }
+}

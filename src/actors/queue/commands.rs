@@ -16,8 +16,9 @@ use super::messages::{
 };
 use super::residents::Place;
 use crate::mail::id::QueueId;
+use crate::maillog::Rfc3339;
 use crate::smtp::address::Domain;
-use crate::spool::{DueKey, Op};
+use crate::spool::{DueKey, Op, UNTIL_RESUMED};
 
 impl Queue {
     /// Takes a recipient out of the schedule (it keeps its due time, but no key names it), or puts it back where it was.
@@ -102,7 +103,11 @@ impl Queue {
             return CommandResult::Unavailable;
         };
         entry.record.suspended_until_ms = until_ms;
-        tracing::info!(%destination, until_ms, "an operator suspended a destination");
+        if until_ms == UNTIL_RESUMED {
+            tracing::info!(%destination, "an operator suspended a destination until it is resumed");
+        } else {
+            tracing::info!(%destination, until = %Rfc3339(until_ms), "an operator suspended a destination");
+        }
         self.write_destination(destination);
         self.unready(destination, 0);
         CommandResult::Done { recipients: 0, in_flight: self.in_flight_to(destination) }

@@ -121,7 +121,7 @@ pub struct RecipientView {
     pub waiting: Option<Waiting>,
     /// When it is tried next; none while it is tried, and once it ended.
     pub next_attempt: Option<Moment>,
-    /// What was heard last about it.
+    /// What was heard last about it; of one that was delivered, before that.
     pub last_reply: Option<LastReplyView>,
 }
 

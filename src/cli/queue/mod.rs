@@ -2,10 +2,12 @@
 
 mod quarantine;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -13,14 +15,17 @@ use self::quarantine::QuarantineVerb;
 use super::client::{Client, ClientError};
 use crate::actors::queue::messages::CommandResult;
 use crate::admin::view::{
-    LastReplyView, MessageSummary, MessageView, Moment, QueuePage, RecipientView, human_seconds,
+    LastReplyView, MessageSummary, MessageView, Moment, QueuePage, RecipientView, WaitingKind, human_seconds,
 };
 use crate::config::Config;
 use crate::config::units::format_size;
+use crate::mail::envelope::Status;
 use crate::mail::id::QueueId;
 
 /// Messages that one request asks for.
 const PAGE: usize = 1000;
+/// Suspended destinations that `retry` names.
+const NAMED: usize = 3;
 /// Widest column for text that has no limit of its own, in characters.
 const COLUMN_MAX: usize = 60;
 
@@ -41,7 +46,7 @@ pub enum QueueVerb {
     /// List queued messages, oldest first
     List {
         /// How many messages at most
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = at_least_one())]
         limit: usize,
         /// Begin after this queue id
         #[arg(long, value_name = "ID")]
@@ -75,6 +80,11 @@ pub struct OneMessage {
     pub recipient: Option<u16>,
 }
 
+/// How many entries a list may have.
+pub(super) fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
 /// Runs `posthaste queue`: prints to standard output, complains on standard error; the code is 1 when it failed.
 pub fn run(args: QueueArgs, config: &Config) -> ExitCode {
     print(answer(&args, config))
@@ -100,7 +110,7 @@ fn answer(args: &QueueArgs, config: &Config) -> Result<String, ClientError> {
     match &args.verb {
         QueueVerb::List { limit, after } => {
             let page = list(&client, *after, *limit)?;
-            Ok(if args.json { json(&page) } else { page_text(&page) })
+            Ok(if args.json { json(&page) } else { page_text(&page, after.is_some()) })
         }
         QueueVerb::Show { id } => {
             let message: MessageView = client.json("GET", &format!("/api/queue/{id}"))?;
@@ -108,7 +118,10 @@ fn answer(args: &QueueArgs, config: &Config) -> Result<String, ClientError> {
         }
         QueueVerb::Retry(which) => {
             let result = client.json("POST", &path(which, "/retry"))?;
-            Ok(if args.json { json(&result) } else { command_text(&result, "due now", "be due at once") })
+            if args.json {
+                return Ok(json(&result));
+            }
+            Ok(command_text(&result, "due now", "be due at once") + &suspended(&client, which))
         }
         QueueVerb::Hold(which) => {
             let result = client.json("POST", &path(which, "/hold"))?;
@@ -124,6 +137,32 @@ fn answer(args: &QueueArgs, config: &Config) -> Result<String, ClientError> {
         }
         QueueVerb::Quarantine(verb) => quarantine::answer(&client, verb, args.json),
     }
+}
+
+/// That what is due is not tried all the same.
+fn suspended(client: &Client, which: &OneMessage) -> String {
+    // It may be gone by now; then nothing holds it back.
+    let Ok(message) = client.json::<MessageView>("GET", &format!("/api/queue/{}", which.id)) else {
+        return String::new();
+    };
+    let is_meant = |number| which.recipient.is_none_or(|only| only == number);
+    let is_suspended = |recipient: &&RecipientView| {
+        is_meant(recipient.number)
+            && recipient.waiting.as_ref().is_some_and(|waiting| waiting.kind == WaitingKind::Suspended)
+    };
+    let found = message.recipients.iter().filter(is_suspended).map(|recipient| &recipient.destination);
+    let names: BTreeSet<&String> = found.collect();
+    let mut text = String::new();
+    for name in names.iter().take(NAMED) {
+        let _ = writeln!(
+            text,
+            "{name} is suspended, so nothing is tried there; to end that: posthaste destinations resume {name}"
+        );
+    }
+    if names.len() > NAMED {
+        let _ = writeln!(text, "so are {} more: posthaste queue show {}", names.len() - NAMED, which.id);
+    }
+    text
 }
 
 fn path(which: &OneMessage, verb: &str) -> String {
@@ -152,9 +191,10 @@ pub(super) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
-fn page_text(page: &QueuePage) -> String {
+/// A page; `further` when it is not the first.
+fn page_text(page: &QueuePage, further: bool) -> String {
     if page.messages.is_empty() {
-        return "the queue is empty\n".to_owned();
+        return if further { "no more messages\n" } else { "the queue is empty\n" }.to_owned();
     }
     let header = ["ID", "AGE", "SIZE", "TRIES", "NEXT", "FROM", "TO", "LAST REPLY"].map(str::to_owned);
     let rows: Vec<_> = [header].into_iter().chain(page.messages.iter().map(row)).collect();
@@ -257,7 +297,9 @@ fn recipient_text(text: &mut String, recipient: &RecipientView) {
         line("  next", when(next));
     }
     if let Some(last) = &recipient.last_reply {
-        line("  last reply", last_text(last));
+        // What was said before it got through explains nothing any more.
+        let is_past = recipient.status == Status::Delivered.word();
+        line(if is_past { "  before" } else { "  last reply" }, last_text(last));
     }
 }
 

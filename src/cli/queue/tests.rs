@@ -72,6 +72,28 @@ recipient 1   <r1@one.example>
 }
 
 #[test]
+fn a_list_of_nothing_is_refused_and_the_end_of_a_list_is_told() {
+    let (_relay, config, id) = relay();
+    let refused = Program::try_parse_from(["queue", "list", "--limit", "0"]).err().unwrap().to_string();
+    assert!(refused.contains("0 is not in 1.."), "{refused}");
+    assert_eq!(answer(&args(&format!("list --after {id}")), &config).unwrap(), "no more messages\n");
+}
+
+#[test]
+fn what_was_said_before_a_delivery_is_not_its_reason() {
+    let mut states = vec![queued(NOW), queued(NOW)];
+    states[0].status = Status::Delivered;
+    states[0].last = Some(last(NOW - 60_000, "try later"));
+    let relay = FakeRelay::start(vec![message(states)], FakeQueue::default(), NOW);
+    let mut config = Config::default();
+    config.http.address = relay.address;
+    config.spool.path = relay.folder.path().to_owned();
+    let id = message(vec![]).envelope.id;
+    let told = answer(&args(&format!("show {id}")), &config).unwrap();
+    assert!(told.contains("  before      4.4.1 try later") && !told.contains("last reply"), "{told}");
+}
+
+#[test]
 fn retry_and_remove_say_what_was_done() {
     let (_relay, config, id) = relay();
     assert_eq!(

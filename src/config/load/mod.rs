@@ -22,6 +22,7 @@ pub use sources::Source;
 
 use super::problem::{ConfigErrors, Place, Problem};
 use super::{Config, rules};
+use crate::route::own;
 use sources::Sources;
 use tree::{Node, Step};
 
@@ -115,10 +116,24 @@ impl Report {
         let broken = config.map(rules::broken).unwrap_or_default();
         let mut more: Vec<Problem> =
             broken.into_iter().filter(is_sound).map(|broken| broken.problem).collect();
+        more.extend(config.map(|config| self.loops(config)).unwrap_or_default());
         source.locate(&mut more);
         self.problems.extend(more);
         self.problems.sort_by(|a, b| a.place.cmp(&b.place));
         ConfigErrors(self.problems)
+    }
+}
+
+impl Report {
+    /// Routes to the relay itself, as far as they and the listeners could be read.
+    fn loops(&self, config: &Config) -> Vec<Problem> {
+        let is_read = |key: &str| !self.damaged.iter().any(|damage| touches(damage, key));
+        if !is_read("listener") || !is_read("delivery.port") {
+            return Vec::new();
+        }
+        let mut found = own::check_routes(config, own::is_local);
+        found.retain(|problem| matches!(&problem.place, Place::Key(key) if is_read(key)));
+        found
     }
 }
 

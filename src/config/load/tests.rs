@@ -401,3 +401,14 @@ fn no_text_makes_the_reader_hang_or_panic() {
         );
     }
 }
+
+#[test]
+fn a_route_to_the_relay_itself_is_told_with_what_could_not_be_read() {
+    let route = "[[route]]\ndomains = [\"*\"]\nhosts = [\"127.0.0.1:2525\"]\n";
+    let told = problems(&format!("{route}[limits]\nsesions = 1\n"), &[]);
+    assert!(told.contains("leads to this relay itself") && told.contains("sesions"), "{told}");
+    assert!(told.starts_with("posthaste.toml:3:") || told.contains(":3:1"), "{told}");
+    // Where the relay listens is not known then.
+    let told = problems(&format!("{route}[[listener]]\naddress = \"here\"\n"), &[]);
+    assert!(!told.contains("this relay itself"), "{told}");
+}

@@ -101,6 +101,11 @@ fn a_spool_that_could_not_work_is_named() {
         ),
         ("[spool]\ncontent_threshold = \"5MiB\"", "spool.content_threshold: spool.content_threshold is 5MiB"),
         ("[spool]\ncache = \"1KiB\"", "spool.cache: spool.cache is 1KiB; write 1MiB or more"),
+        (
+            "[spool]\nmin_free = 0",
+            "warning: spool.min_free: spool.min_free is 0B, and removing mail needs room",
+        ),
+        ("[spool]\nmin_free = \"63MiB\"", "warning: spool.min_free: spool.min_free is 63MiB, and"),
         ("[spool]\nreserve = 0", "warning: spool.reserve: spool.reserve is 0B, too little"),
         ("[spool]\npath = \"\"", "spool.path: spool.path is empty; write a folder"),
     ]);

@@ -3,7 +3,7 @@
 //! FROM is only read: [`log`] reads the messages of sled's log ([`format`] has its bytes), [`pages`] puts its pages together,
 //! [`tree`] makes them a tree of keys again. [`rebuild`] writes every message that is whole into the new spool TO, in state
 //! S2 of [`super`]: the relay that starts on TO gives it its keys, by its own schedule, as after a crash. What is there in
-//! part goes to quarantine, byte by byte, with the reason.
+//! part goes to quarantine, byte by byte, with the reason. Until the end TO has a mark that keeps everybody else from opening it.
 //!
 //! Where the newest record can't be read an older one may be taken. So mail that had left already may come back: sent
 //! twice is better than lost.
@@ -28,7 +28,7 @@ use self::log::Log;
 use self::tree::Salvaged;
 use super::content::ContentFiles;
 use super::database::Tree;
-use super::sled::{SledSpool, open};
+use super::sled::{SledSpool, open, whole};
 use super::{SpoolError, keys, record};
 use crate::config::SpoolConfig;
 use crate::migrations;
@@ -61,6 +61,8 @@ pub struct Report {
     pub pages_older: u64,
     /// Parts of the database of which nothing was found.
     pub pages_missing: u64,
+    /// Whether the database holds no record at all.
+    pub database_empty: bool,
 }
 
 impl Report {
@@ -74,7 +76,13 @@ impl Report {
             self.pages_older,
             self.pages_missing,
         ];
-        trouble.iter().all(|count| *count == 0)
+        trouble.iter().all(|count| *count == 0) && !self.database_empty && !self.is_hollow()
+    }
+
+    /// Whether there are content files, but no message that could name them: then a healthy database had more in it.
+    pub fn is_hollow(&self) -> bool {
+        let messages = self.messages + self.quarantined + self.quarantined_before + self.finished;
+        messages == 0 && self.files_left > 0
     }
 
     /// Whether the new spool holds nothing although the old one was damaged.
@@ -91,6 +99,19 @@ pub enum RescueError {
         "{0} is not empty; name a folder that does not exist yet (if an earlier rescue ended half-way, remove what it left there)"
     )]
     NotEmpty(PathBuf),
+    /// The new folder is a file.
+    #[error("{0} is a file; name a folder that does not exist yet")]
+    NoFolder(PathBuf),
+    /// What can't be read for lack of rights is not damaged.
+    #[error(
+        "{path} can't be read: {source}; run it as the user who owns {path}, or as root: nothing was begun"
+    )]
+    Rights {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// It would be inside the old one.
     #[error("{0} is inside the spool that is to be rescued, which stays as it is; name a folder elsewhere")]
     Inside(PathBuf),
@@ -122,21 +143,62 @@ pub enum RescueError {
 /// # Errors
 /// See [`RescueError`].
 pub fn rescue(from: &Path, to: &Path) -> Result<Report, RescueError> {
-    let unreadable = |path: &Path| {
+    let failed = |path: &Path| {
         let path = path.to_owned();
-        move |source| RescueError::NoSpool { path, source }
+        move |source| unreadable(path, source)
     };
-    let from = from.canonicalize().map_err(unreadable(from))?;
+    let from = from.canonicalize().map_err(failed(from))?;
     let database = from.join(open::DATABASE);
-    let file = File::open(&database).map_err(unreadable(&database))?;
+    let file = File::open(&database).map_err(failed(&database))?;
+    whole::check(&from, Uuid::nil())?;
     let _held = hold(&from, &file)?;
     must_be_new(&from, to)?;
-    let old = Salvaged::read(Log::open(file).map_err(unreadable(&database))?);
+    must_be_readable(&from.join(open::CONTENT))?;
+    let old = Salvaged::read(Log::open(file).map_err(failed(&database))?);
     check_format(&from, &old)?;
+    fill(&from, &old, to).map_err(|error| RescueError::HalfWay { to: to.to_owned(), error })
+}
+
+/// Makes the new spool. Until all is in it nobody may start on it.
+fn fill(from: &Path, old: &Salvaged, to: &Path) -> Result<Report, SpoolError> {
+    let instance = Uuid::new_v4();
+    whole::begin(to, instance)?;
     let config = SpoolConfig { path: to.to_owned(), reserve: 0, ..SpoolConfig::default() };
-    let new = SledSpool::open(&config, Uuid::new_v4())?;
+    let new = SledSpool::open(&config, instance)?;
     let files = ContentFiles::new(from.join(open::CONTENT));
-    rebuild::rebuild(&old, &files, &new).map_err(|error| RescueError::HalfWay { to: to.to_owned(), error })
+    let report = rebuild::rebuild(old, &files, &new)?;
+    drop(new);
+    whole::finish(to)?;
+    Ok(report)
+}
+
+fn unreadable(path: PathBuf, source: io::Error) -> RescueError {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => RescueError::Rights { path, source },
+        _ => RescueError::NoSpool { path, source },
+    }
+}
+
+/// Stops before anything is made when rights are missing: a content file that another user owns is there all the same, and
+/// its message must not go to quarantine. Other trouble with a file is damage, and found when it is copied.
+fn must_be_readable(content: &Path) -> Result<(), RescueError> {
+    let rights = |path: &Path, error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Err(unreadable(path.to_owned(), error)),
+        _ => Ok(()),
+    };
+    let entries = match fs::read_dir(content) {
+        Ok(entries) => entries,
+        Err(error) => return rights(content, error),
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        // What is no file is none of ours, and opening it might wait.
+        if path.symlink_metadata().is_ok_and(|found| found.is_file())
+            && let Err(error) = File::open(&path)
+        {
+            rights(&path, error)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that nobody has the old spool open, and keeps it so while the files live. A read-only handle is enough.
@@ -145,13 +207,13 @@ fn hold(from: &Path, database: &File) -> Result<Option<File>, RescueError> {
     let lock = match File::open(&lock) {
         Ok(file) => Some(file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(RescueError::NoSpool { path: lock, source }),
+        Err(source) => return Err(unreadable(lock, source)),
     };
     match lock.as_ref().map_or(Ok(()), File::try_lock) {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => return Err(SpoolError::Locked(from.to_owned()).into()),
         Err(fs::TryLockError::Error(source)) => {
-            return Err(RescueError::NoSpool { path: from.to_owned(), source });
+            return Err(unreadable(from.to_owned(), source));
         }
     }
     open::wait_for_the_last_one(database, from)?;
@@ -170,8 +232,14 @@ fn must_be_new(from: &Path, to: &Path) -> Result<(), RescueError> {
     }
     let empty = match fs::read_dir(to) {
         Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(RescueError::NoFolder(to.to_owned()));
+        }
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
+    if !empty {
+        whole::check(to, Uuid::nil())?;
+    }
     if empty { Ok(()) } else { Err(RescueError::NotEmpty(to.to_owned())) }
 }
 

@@ -9,6 +9,7 @@ use super::super::content::ContentFiles;
 use super::super::database::{Change, Tree};
 use super::super::quarantine;
 use super::super::sled::SledSpool;
+use super::super::tools::END;
 use super::super::{Counters, Op, SpoolError, Tally, keys, read, record, write};
 use super::Report;
 use super::tree::Salvaged;
@@ -42,6 +43,7 @@ pub(super) fn rebuild(old: &Salvaged, files: &ContentFiles, new: &SledSpool) -> 
     rebuild.messages()?;
     rebuild.destinations()?;
     rebuild.commit()?;
+    rebuild.look_for_any()?;
     Ok(rebuild.finish())
 }
 
@@ -256,6 +258,14 @@ impl Rebuild<'_> {
         let mut changes = std::mem::take(&mut self.changes);
         changes.extend(write::changes(&self.new.tree, &[Op::Counters(self.counters)])?);
         self.new.tree.apply(changes)
+    }
+
+    fn look_for_any(&mut self) -> Result<(), SpoolError> {
+        self.report.database_empty = true;
+        self.old.scan(&[], &END, &mut |_, _| {
+            self.report.database_empty = false;
+            false
+        })
     }
 
     fn finish(mut self) -> Report {

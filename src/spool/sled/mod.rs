@@ -9,7 +9,7 @@
 //! reads wait behind the batch, for one sync at most.
 //!
 //! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours,
-//! and `compact/` or `compacted/` during a compaction. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
+//! `compact/` or `compacted/` during a compaction, and `rescue.unfinished` during the rescue that fills it. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
 mod before;
@@ -20,6 +20,7 @@ mod snapshot;
 pub(super) mod swap;
 #[cfg(test)]
 mod tests;
+pub(super) mod whole;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

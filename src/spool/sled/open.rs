@@ -83,6 +83,7 @@ impl SledSpool {
     fn try_open(config: &SpoolConfig, instance: Uuid, purpose: Purpose) -> Result<Self, SpoolError> {
         let folder = make_folder(&config.path)?;
         let lock = lock(&folder)?;
+        super::whole::check(&folder, instance)?;
         swap::settle(&folder)?;
         remove_unfinished_snapshots(&folder)?;
         for name in [CONTENT, BLOBS] {

@@ -15,6 +15,7 @@ use super::line::{self, EndLine, Header, KIND, Line, MessageLine, QuarantineLine
 use crate::mail::envelope::{Content, ContentPlace, Envelope, RecipientState};
 use crate::mail::id::QueueId;
 use crate::smtp::address::Domain;
+use crate::smtp::strict::{self, Stray, StrictContent};
 use crate::spool::content::ContentWriter;
 use crate::spool::database::{Change, Tree};
 use crate::spool::sled::SledSpool;
@@ -77,6 +78,9 @@ pub enum Ended {
     /// It can't be read.
     #[error("line {0} can't be read: {1}")]
     Input(u64, io::Error),
+    /// The last line counts other lines than there are.
+    #[error("line {0}: {1}")]
+    Counts(u64, Wrong),
     /// A content file can't be written.
     #[error("line {0}: its content can't be written: {1}")]
     Content(u64, io::Error),
@@ -85,7 +89,8 @@ pub enum Ended {
     Spool(#[from] SpoolError),
 }
 
-/// Reads an export from `input` into the spool. Content above `threshold` bytes goes to files.
+/// Reads an export from `input` into the spool. Content above `threshold` bytes goes to files. When it is `partial`, its last
+/// line must be there, but may count other lines than there are.
 ///
 /// # Errors
 /// At the first line that can't be used, and when the spool can't take more: with what is in it by then.
@@ -93,12 +98,14 @@ pub fn import(
     spool: &SledSpool,
     input: &mut dyn BufRead,
     threshold: u64,
+    partial: bool,
     deadline_of: DeadlineOf<'_>,
 ) -> Result<Imported, ImportError> {
     let swept = spool.files().sweep(spool, spool.instance());
     let import = swept.and_then(|_| spool.counters()).map(|counters| Import {
         spool,
         threshold,
+        partial,
         deadline_of,
         counters,
         group: Group::default(),
@@ -121,6 +128,7 @@ pub fn import(
 struct Import<'a> {
     spool: &'a SledSpool,
     threshold: u64,
+    partial: bool,
     deadline_of: DeadlineOf<'a>,
     /// As of the last commit.
     counters: Counters,
@@ -236,13 +244,8 @@ impl Import<'_> {
                     self.quarantine(id, &line)?;
                 }
             }
-            Line::End(end) if end != self.seen => {
-                let (is, was) = (self.seen, end);
-                return Err(self.wrong(format!(
-                    "lines are missing: the export had {} messages, {} in quarantine and {} destinations, here are {}, {} \
-                     and {}; get the whole of it and import that",
-                    was.messages, was.quarantined, was.destinations, is.messages, is.quarantined, is.destinations
-                )));
+            Line::End(end) if end != self.seen && !self.partial => {
+                return Err(Ended::Counts(self.line, self.seen.unlike(&end)));
             }
             Line::End(_) => {}
         }
@@ -267,12 +270,13 @@ impl Import<'_> {
         }
         let content = if envelope.size > self.threshold {
             let writer = self.spool.files().create(envelope.id, self.spool.instance());
-            let (name, size) = self.file(writer, envelope.size, &text)?;
+            let (name, size) = self.file(writer, envelope.size, &text, true)?;
             envelope.place = ContentPlace::File(name.clone());
             Content::File { name, size, whole: None }
         } else {
             let bytes = line::bytes(&text).map_err(|why| self.wrong(why))?;
             self.check_size(bytes.len() as u64, envelope.size)?;
+            strict::check(&bytes).map_err(|stray| self.stray(stray))?;
             self.group.bytes += envelope.size;
             Content::Memory(bytes.into())
         };
@@ -353,7 +357,7 @@ impl Import<'_> {
                 return Err(self.wrong(format!("{:?} is no content file of this message", file.name)));
             }
             let writer = self.spool.files().create_as_it_was(&file.name);
-            self.file(writer, decoded_len(&file.content), &file.content)?;
+            self.file(writer, decoded_len(&file.content), &file.content, false)?;
         }
         let reason = keys::of_message(keys::REASON, id);
         self.group.raw.push((reason[..].into(), Some(record::write_reason(&line.reason))));
@@ -365,19 +369,39 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Writes `size` bytes to a content file and syncs it.
-    fn file(&self, writer: io::Result<ContentWriter>, size: u64, text: &str) -> Result<(String, u64), Ended> {
+    /// Writes `size` bytes to a content file and syncs it. What is to be delivered must be `strict`.
+    fn file(
+        &self,
+        writer: io::Result<ContentWriter>,
+        size: u64,
+        text: &str,
+        strict: bool,
+    ) -> Result<(String, u64), Ended> {
         let failed = |error| Ended::Content(self.line, error);
         let mut writer = writer.map_err(failed)?;
-        let mut piece = Vec::with_capacity(PIECE);
+        let (mut piece, mut looked_at) = (Vec::with_capacity(PIECE), StrictContent::default());
         for part in text.as_bytes().chunks(PIECE) {
             piece.clear();
             let decoded = STANDARD.decode_vec(part, &mut piece);
             decoded.map_err(|error| self.wrong(format!("its base64 does not decode: {error}")))?;
+            if strict {
+                looked_at.push(&piece).map_err(|stray| self.stray(stray))?;
+            }
             writer.write(&piece).map_err(failed)?;
         }
+        looked_at.finish().map_err(|stray| self.stray(stray))?;
         self.check_size(writer.size(), size)?;
         writer.finish().map_err(failed)
+    }
+
+    /// What a session would refuse.
+    fn stray(&self, stray: Stray) -> Ended {
+        self.wrong(match stray {
+            Stray::LineEnd => {
+                "its content has a CR or LF that is no end of line; end each line with CR and LF".to_owned()
+            }
+            Stray::Nul => "its content has a NUL character, which remote hosts refuse".to_owned(),
+        })
     }
 
     fn check_size(&self, is: u64, size: u64) -> Result<(), Ended> {

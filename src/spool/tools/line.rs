@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::mail::envelope::{
     BodyType, ContentPlace, Envelope, LastReply, Origin, Recipient, RecipientState, Status, StoredMessage,
@@ -16,7 +16,7 @@ use crate::mail::id::QueueId;
 use crate::mail::outcome::{Cause, CauseClass};
 use crate::smtp::address::{Domain, ForwardPath, Mailbox, ReversePath};
 use crate::smtp::reply::{EnhancedStatus, Reply, ReplyCode};
-use crate::spool::DestinationRecord;
+use crate::spool::{DestinationRecord, UNTIL_RESUMED};
 
 /// What the first line says that the file is.
 pub(super) const KIND: &str = "posthaste spool export";
@@ -53,7 +53,8 @@ pub(super) struct DestinationLine {
     retry_at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last: Option<LastLine>,
-    #[serde(default)]
+    /// `null`: until an operator resumes it; 0: it is not suspended.
+    #[serde(default, serialize_with = "write_end", deserialize_with = "read_end")]
     suspended_until_ms: u64,
 }
 
@@ -113,6 +114,41 @@ pub(super) struct EndLine {
     pub quarantined: u64,
 }
 
+impl EndLine {
+    /// What is wrong with an export of these lines whose last line says `counted`, and what to do.
+    pub fn unlike(&self, counted: &Self) -> Wrong {
+        let told = |lines: &Self| {
+            format!(
+                "{}, {} in quarantine and {}",
+                count(lines.messages, "message"),
+                lines.quarantined,
+                count(lines.destinations, "destination")
+            )
+        };
+        let pairs = [
+            (self.messages, counted.messages),
+            (self.quarantined, counted.quarantined),
+            (self.destinations, counted.destinations),
+        ];
+        let fewer = pairs.iter().any(|(is, was)| is < was);
+        let (what, remedy) = match (fewer, pairs.iter().any(|(is, was)| is > was)) {
+            (true, true) => ("other lines", "get it as it was written"),
+            (true, false) => ("fewer lines", "get the whole of it"),
+            (false, _) => ("more lines", "take out what was added (a line that is there twice does no harm)"),
+        };
+        format!(
+            "the last line of the export counts {}, but here are {what}: {}; {remedy}, or if that is as you want it, import \
+             again with --partial",
+            told(counted),
+            told(self)
+        )
+    }
+}
+
+fn count(number: u64, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum BodyWord {
     #[serde(rename = "7BIT")]
@@ -168,6 +204,34 @@ struct ReplyLine {
     text: String,
 }
 
+/// No time is later: the end of the year 9999, the last one that dates are written for.
+const TIME_MAX: u64 = 253_402_300_799_999;
+
+/// The end of a suspension. Not as the number that stands for "until it is resumed": most programs that read JSON round it.
+fn write_end<S: Serializer>(until_ms: &u64, to: S) -> Result<S::Ok, S::Error> {
+    Some(*until_ms).filter(|until| *until != UNTIL_RESUMED).serialize(to)
+}
+
+/// Takes that number too, rounded or not: earlier exports have it.
+fn read_end<'a, D: Deserializer<'a>>(from: D) -> Result<u64, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(UNTIL_RESUMED) };
+    match (number.as_u64(), number.as_f64()) {
+        (Some(until_ms), _) => Ok(until_ms),
+        (None, Some(rounded)) if rounded >= UNTIL_RESUMED as f64 => Ok(UNTIL_RESUMED),
+        _ => Err(serde::de::Error::custom(format!("{number} is no time in milliseconds"))),
+    }
+}
+
+/// A time (ms) that can be one.
+fn time(name: &str, at_ms: u64) -> Result<u64, Wrong> {
+    if at_ms <= TIME_MAX {
+        return Ok(at_ms);
+    }
+    Err(format!(
+        "its {name} is {at_ms}; a time is milliseconds since 1970, and {TIME_MAX} (the year 9999) at most"
+    ))
+}
+
 /// What is wrong with a line, in words that follow "line 7: ".
 pub(super) type Wrong = String;
 
@@ -190,9 +254,12 @@ impl DestinationLine {
     pub fn parse(self) -> Result<(Domain, DestinationRecord), Wrong> {
         let record = DestinationRecord {
             failures: self.failures,
-            retry_at_ms: self.retry_at_ms,
+            retry_at_ms: time("retry_at_ms", self.retry_at_ms)?,
             last: self.last.map(LastLine::parse).transpose()?,
-            suspended_until_ms: self.suspended_until_ms,
+            suspended_until_ms: match self.suspended_until_ms {
+                UNTIL_RESUMED => UNTIL_RESUMED,
+                until_ms => time("suspended_until_ms", until_ms)?,
+            },
         };
         Ok((domain(&self.destination)?, record))
     }
@@ -247,7 +314,7 @@ impl MessageLine<'_> {
                 BodyWord::SevenBit => BodyType::SevenBit,
                 BodyWord::EightBitMime => BodyType::EightBitMime,
             },
-            arrived_ms: self.arrived_ms,
+            arrived_ms: time("arrived_ms", self.arrived_ms)?,
             origin: self.origin.parse()?,
             size: self.size,
             place: ContentPlace::Database,
@@ -301,7 +368,7 @@ impl RecipientLine {
         let state = RecipientState {
             status: status.ok_or(()).map_err(not("status", &self.status))?,
             attempts: self.attempts,
-            due_ms: self.due_ms,
+            due_ms: time("due_ms", self.due_ms)?,
             delay_notified: self.delay_notified,
             last: self.last.map(LastLine::parse).transpose()?,
             held: self.held,
@@ -330,7 +397,7 @@ impl LastLine {
         let class = CauseClass::from_word(&self.class).ok_or(()).map_err(not("class", &self.class))?;
         let reply = self.reply.map(ReplyLine::parse).transpose()?;
         let cause = Cause { class, status: status(&self.status)?, reply, text: self.text };
-        Ok(LastReply { at_ms: self.at_ms, host: self.host, cause })
+        Ok(LastReply { at_ms: time("at_ms", self.at_ms)?, host: self.host, cause })
     }
 }
 

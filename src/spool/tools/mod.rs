@@ -18,7 +18,7 @@ use super::keys;
 use crate::mail::id::QueueId;
 
 /// Behind every key: none is longer than this and begins so.
-const END: [u8; 512] = [u8::MAX; 512];
+pub(in crate::spool) const END: [u8; 512] = [u8::MAX; 512];
 /// Ids read at once.
 const IDS: usize = 250;
 

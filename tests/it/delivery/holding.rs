@@ -95,6 +95,19 @@ fn an_operator_suspends_and_resumes_a_destination_over_a_restart() {
     let id = json(&relay, &["queue", "list"])["messages"][0]["id"].as_str().unwrap().to_owned();
     assert!(said(&relay, &["queue", "show", &id]).contains("suspended until an operator resumes it"));
     assert!(said(&relay, &["queue", "list"]).contains("suspended"));
+    // A settled recipient is not meant, and nothing else says that this one is not tried.
+    let retried = said(&relay, &["queue", "retry", &id]);
+    assert!(
+        retried.starts_with("1 recipient due now\nquiet.test is suspended, so nothing is tried there")
+            && retried.ends_with("posthaste destinations resume quiet.test\n"),
+        "{retried}"
+    );
+    assert!(said(&relay, &["destinations", "list"]).contains("suspended until 2"));
+    let suspended = relay.output();
+    assert!(
+        suspended.contains("until it is resumed") && !suspended.contains("18446744073709551615"),
+        "{suspended}"
+    );
     assert_eq!(said(&relay, &["destinations", "resume", "quiet.test"]), "quiet.test is resumed\n");
     sink.await_mail_for("ann@quiet.test");
     let again = relay.verb(&["destinations", "resume", "quiet.test"]);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::{Report, RescueError, rescue};
+use super::super::{Report, RescueError, rescue, whole};
 use super::*;
 use crate::mail::envelope::{ContentPlace, RecipientState, Status};
 use crate::spool::content::ContentFiles;
@@ -236,7 +236,8 @@ fn a_spool_in_use_is_refused() {
     // Without our lock file sled's own lock counts.
     fs::remove_file(setting.old().join("lock")).expect("removed");
     let other = File::open(setting.old().join("db")).expect("opens");
-    other.try_lock().expect("free");
+    // sled's threads let go of it some time after it was closed.
+    other.lock().expect("free soon");
     assert!(matches!(setting.rescue(), Err(RescueError::Spool(SpoolError::Locked(_)))));
     drop(other);
     assert_eq!(setting.rescue().expect("rescued").messages, 1);
@@ -256,6 +257,56 @@ fn only_a_new_folder_elsewhere_is_filled() {
     let nowhere = rescue(&setting.home.path().join("nowhere"), &full).expect_err("refused").to_string();
     assert!(nowhere.contains("name the folder of a spool"), "{nowhere}");
     assert!(!setting.old().join("new").exists());
+}
+
+#[test]
+fn a_file_in_the_way_of_the_new_spool_is_called_a_file() {
+    let setting = Setting::new(&[arrival(1)]);
+    let file = setting.home.path().join("file");
+    fs::write(&file, b"").expect("written");
+    for to in [file.clone(), file.join("below")] {
+        let refused = rescue(&setting.old(), &to).expect_err("refused").to_string();
+        assert!(refused.contains("is a file; name a folder"), "{refused}");
+    }
+}
+
+#[test]
+fn a_rescue_that_ended_half_way_is_no_spool() {
+    let setting = Setting::new(&[arrival(1)]);
+    assert_eq!(setting.rescue().expect("rescued").messages, 1);
+    let new = setting.new_home().join("spool");
+    assert!(!new.join("rescue.unfinished").exists(), "it is removed at the end");
+    // As after a kill: all that a rescue does lies between these two.
+    let killed = setting.home.path().join("killed/spool");
+    whole::begin(&killed, uuid::Uuid::new_v4()).expect("begun");
+    for name in ["db", "conf"] {
+        fs::copy(new.join(name), killed.join(name)).expect("copied");
+    }
+    let config = crate::config::SpoolConfig { path: killed.clone(), ..Default::default() };
+    let opened = [
+        sled_in(&setting.home.path().join("killed")).map(drop),
+        super::super::SledSpool::open_existing(&config).map(drop),
+    ];
+    for refused in opened {
+        let refused = refused.expect_err("refused").to_string();
+        assert!(refused.contains("unfinished rescue") && refused.contains("remove it and run"), "{refused}");
+    }
+    for (from, to) in [(&killed, setting.home.path().join("x")), (&setting.old(), killed.clone())] {
+        let refused = rescue(from, &to).expect_err("refused");
+        assert!(matches!(refused, RescueError::Spool(SpoolError::Unfinished(_))), "{refused}");
+    }
+}
+
+#[test]
+fn a_database_without_anything_is_not_called_whole() {
+    let setting = Setting::new(&[]);
+    fs::write(setting.old().join("content").join(format!("{}.0123", id(99))), b"mail").expect("written");
+    let report = setting.rescue().expect("it goes through");
+    assert!(report.is_hollow() && report.is_in_vain() && !report.database_empty, "{report:?}");
+    fs::remove_dir_all(setting.new_home()).expect("removed");
+    fs::write(setting.old().join("db"), b"").expect("emptied");
+    let report = setting.rescue().expect("it goes through");
+    assert!(report.is_in_vain() && report.database_empty, "{report:?}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::mail::envelope::{Content, ContentPlace, Envelope, RecipientState, Sta
 use crate::spool::content::ContentFiles;
 use crate::spool::database::Tree;
 use crate::spool::sled::SledSpool;
-use crate::spool::suite::{ARRIVED, bytes, deferred, domain, due_of, envelope, id, last, recipient, sled_in};
+use crate::spool::suite::{ARRIVED, deferred, domain, due_of, envelope, id, last, recipient, sled_in};
 use crate::spool::{Counters, DestinationRecord, Op, Spool};
 
 /// When message 1 is due for the second time.
@@ -28,6 +28,11 @@ const THRESHOLD: u64 = 32 << 10;
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
+}
+
+/// Content with 8-bit characters, and without what an import refuses.
+fn bytes(size: usize) -> bytes::Bytes {
+    (0..size).map(|at| b' ' + (at % 211) as u8).collect()
 }
 
 fn deadline(envelope: &Envelope, _: &[RecipientState]) -> u64 {
@@ -134,7 +139,11 @@ fn exported(spool: &SledSpool) -> (String, Vec<String>) {
 }
 
 fn imported(spool: &SledSpool, text: &str) -> Result<Imported, ImportError> {
-    import(spool, &mut BufReader::with_capacity(100, text.as_bytes()), THRESHOLD, &deadline)
+    import(spool, &mut BufReader::with_capacity(100, text.as_bytes()), THRESHOLD, false, &deadline)
+}
+
+fn imported_in_part(spool: &SledSpool, text: &str) -> Result<Imported, ImportError> {
+    import(spool, &mut text.as_bytes(), THRESHOLD, true, &deadline)
 }
 
 fn name(number: u8) -> String {

@@ -1,9 +1,12 @@
 //! Export and import: the same mail, with the same schedule, however often an import is begun.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 use crate::spool::content::ContentWriter;
-use crate::spool::keys;
 use crate::spool::record::{self, Kind};
+use crate::spool::{UNTIL_RESUMED, keys};
 
 /// The pairs of a spool, with names of content files and wake hints made alike.
 fn alike(spool: &SledSpool) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -199,6 +202,11 @@ fn a_line_that_can_not_be_used_is_named_and_those_before_it_are_in() {
         assert!(message.contains(from), "{from} is in {}", &message[..300]);
         message.replacen(from, to, 1)
     };
+    let with_content = |content: &[u8]| {
+        let (before, _) = message.split_once("\"content\":\"").expect("it has content");
+        let before = before.replacen("20000", &content.len().to_string(), 1);
+        format!("{before}\"content\":\"{}\"}}}}", STANDARD.encode(content))
+    };
     for (bad, words) in [
         ("{}".to_owned(), "it can't be read"),
         ("not JSON".to_owned(), "expected value, at character 1"),
@@ -210,6 +218,17 @@ fn a_line_that_can_not_be_used_is_named_and_those_before_it_are_in() {
         (change("4.2.2", "9.2.2"), "\"9.2.2\" is not a valid enhanced status"),
         (change("0101", "01x1"), "is not a valid queue id"),
         (lines[0].to_owned(), "it can't be read"),
+        (with_content(b"a\0b"), "has a NUL character"),
+        (with_content(b"a\nb\r\n"), "its content has a CR or LF that is no end of line"),
+        (
+            with_content(&[&bytes(LARGE)[..], b"\r"].concat()),
+            "its content has a CR or LF that is no end of line",
+        ),
+        (
+            change(&format!("\"due_ms\":{DUE}"), "\"due_ms\":18446744073709551615"),
+            "its due_ms is 184467440737",
+        ),
+        (change("\"arrived_ms\":", "\"arrived_ms\":99"), "and 253402300799999 (the year 9999) at most"),
     ] {
         let other = folder();
         let copy = sled_in(other.path()).expect("opens");
@@ -241,13 +260,78 @@ fn what_is_no_export_or_not_all_of_one_is_refused() {
         (newer, "use posthaste 0.1.0 or newer"),
         (
             [lines[0], lines[1], lines[7]].join("\n"),
-            "the export had 3 messages, 2 in quarantine and 1 destinations",
+            "fewer lines: 0 messages, 0 in quarantine and 1 destination; get the whole of it, or",
         ),
         ([&text, lines[1]].concat(), "it comes after the end"),
     ] {
         let other = folder();
         let error = imported(&sled_in(other.path()).expect("opens"), &text).expect_err("refused").to_string();
         assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
+fn the_rest_of_an_export_is_taken_once_a_line_was_taken_out() {
+    let home = folder();
+    let (text, _) = exported(&filled(home.path()));
+    let lines: Vec<&str> = text.lines().collect();
+    let without = [&lines[..3], &lines[4..]].concat().join("\n");
+    let doubled = [&lines[..3], &lines[2..]].concat().join("\n");
+    let counted = "counts 3 messages, 2 in quarantine and 1 destination, but here are";
+    for (text, words, messages) in [
+        (&without, "fewer lines: 2 messages, 2 in quarantine and 1 destination; get the whole of it", 2),
+        (&doubled, "more lines: 4 messages, 2 in quarantine and 1 destination; take out what was added", 3),
+    ] {
+        let other = folder();
+        let copy = sled_in(other.path()).expect("opens");
+        let error = imported(&copy, text).expect_err("not what was written");
+        let told = error.to_string();
+        assert!(told.contains(counted) && told.contains(words) && told.contains("--partial"), "{told}");
+        assert_eq!(error.done.messages, messages, "what is there is in");
+        let done = imported_in_part(&copy, text).expect("taken");
+        assert_eq!((done.messages, copy.counters().expect("readable").messages), (0, messages));
+    }
+    let cut = lines[..7].join("\n");
+    let other = folder();
+    let copy = sled_in(other.path()).expect("opens");
+    assert!(imported_in_part(&copy, &cut).expect_err("cut").to_string().contains("cut short"));
+}
+
+/// What programs that read all numbers as floating-point do to an export.
+#[test]
+fn a_suspension_without_end_survives_other_programs() {
+    let (home, other) = (folder(), folder());
+    let spool = sled_in(home.path()).expect("opens");
+    let forever = DestinationRecord { suspended_until_ms: UNTIL_RESUMED, ..DestinationRecord::default() };
+    spool.commit(&[Op::PutDestination(domain("a.example"), forever.clone())]).expect("committed");
+    let (text, _) = exported(&spool);
+    assert!(text.contains("\"suspended_until_ms\":null"), "{text}");
+    let copy = sled_in(other.path()).expect("opens");
+    let change = |until: &str| text.replace("\"suspended_until_ms\":null", until);
+    for (until, expected) in [
+        ("\"suspended_until_ms\":null", Ok(UNTIL_RESUMED)),
+        ("\"suspended_until_ms\":18446744073709551615", Ok(UNTIL_RESUMED)),
+        ("\"suspended_until_ms\":18446744073709552000", Ok(UNTIL_RESUMED)),
+        ("\"suspended_until_ms\":1.8446744073709552e19", Ok(UNTIL_RESUMED)),
+        ("\"suspended_until_ms\":5", Ok(5)),
+        ("\"suspended_until_ms\":0", Ok(0)),
+        (
+            "\"suspended_until_ms\":18446744073709551614",
+            Err("its suspended_until_ms is 18446744073709551614"),
+        ),
+        ("\"suspended_until_ms\":-1", Err("-1 is no time")),
+        ("\"suspended_until_ms\":1.5", Err("1.5 is no time")),
+    ] {
+        copy.commit(&[Op::DeleteDestination(domain("a.example"))]).expect("committed");
+        let done = imported(&copy, &change(until)).map_err(|error| error.to_string());
+        match expected {
+            Ok(until_ms) => {
+                assert!(done.is_ok(), "{until}: {done:?}");
+                let record = copy.destination(&domain("a.example")).expect("readable").expect("there");
+                assert_eq!(record.suspended_until_ms, until_ms, "{until}");
+            }
+            Err(words) => assert!(done.as_ref().is_err_and(|told| told.contains(words)), "{until}: {done:?}"),
+        }
     }
 }
 
