@@ -16,6 +16,9 @@ use crate::actors::queue::messages::{
 use crate::smtp::address::Domain;
 use crate::spool::{Spool, SpoolError, UNTIL_RESUMED};
 
+/// Longer than this nobody plans.
+const SUSPENDED_MAX_S: u64 = 10 * 365 * 86_400;
+
 #[derive(Debug, Deserialize)]
 pub(super) struct SuspendQuery {
     /// For how long; without it until it is resumed.
@@ -67,6 +70,12 @@ pub(super) async fn suspend(
 ) -> Result<HttpResponse, Failure> {
     if query.seconds == Some(0) {
         let text = "seconds is 0, so it would end at once; write 1 or more, or leave it out".to_owned();
+        return Err(Failure::new(StatusCode::BAD_REQUEST, text));
+    }
+    if query.seconds.is_some_and(|seconds| seconds > SUSPENDED_MAX_S) {
+        let text = format!(
+            "seconds is more than {SUSPENDED_MAX_S}, ten years; leave it out to suspend without an end"
+        );
         return Err(Failure::new(StatusCode::BAD_REQUEST, text));
     }
     let until_ms = query

@@ -30,6 +30,18 @@ impl Jumps {
         }
     }
 
+    /// Wall time shows `now_ms`. Where a small step took it back into a stretch that never was, the rest of that will be.
+    pub fn see(&mut self, now_ms: u64) {
+        while let Some(last) = self.gaps.back_mut()
+            && last.to_ms > now_ms
+        {
+            last.to_ms = now_ms;
+            if last.from_ms >= now_ms {
+                self.gaps.pop_back();
+            }
+        }
+    }
+
     /// When something is due that at `noted_ms` was put off until `due_ms`. A time that wall time jumped over comes as much
     /// later as the jump was long: as if it had been put off by so many minutes of a clock that does not jump.
     pub fn due(&self, noted_ms: u64, due_ms: u64) -> u64 {
@@ -79,6 +91,18 @@ mod tests {
         assert_eq!(jumps.due(NOW + 24 * HOUR, NOW + 28 * HOUR), NOW + 28 * HOUR, "it is over now");
         jumps.note(NOW + 30 * HOUR, NOW);
         assert_eq!(jumps.due(NOW - HOUR, NOW + 4 * HOUR), NOW + 4 * HOUR);
+    }
+
+    #[test]
+    fn what_was_noted_after_a_small_step_back_is_not_put_off() {
+        let mut jumps = Jumps::default();
+        jumps.note(NOW, NOW + 13 * HOUR);
+        jumps.see(NOW + 13 * HOUR);
+        jumps.see(NOW + 12 * HOUR);
+        assert_eq!(jumps.due(NOW + 12 * HOUR, NOW + 12 * HOUR + 1), NOW + 12 * HOUR + 1);
+        assert_eq!(jumps.due(NOW - HOUR, NOW + 4 * HOUR), NOW + 16 * HOUR, "what was noted before still is");
+        jumps.see(NOW - HOUR);
+        assert_eq!(jumps.due(NOW - HOUR, NOW + 4 * HOUR), NOW + 4 * HOUR, "nothing is left of it");
     }
 
     #[test]

@@ -258,6 +258,7 @@ impl Queue {
                 self.wakes.start_over();
             }
         }
+        self.jumps.see(now_ms);
         self.seen = (now_ms, now);
         now_ms
     }

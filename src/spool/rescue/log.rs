@@ -122,26 +122,40 @@ impl Log {
     }
 
     /// As [`Log::open`], but knows only of the segments that sled finds when it has a snapshot of this position: those
-    /// whose header is sound, from that segment on.
+    /// whose header is sound, from that segment on. The second value is where a header is that is not, though there is
+    /// something: sled itself makes it zeros when it gives up a segment.
     ///
     /// # Errors
     /// The system's, when the file can't be read.
-    pub(super) fn open_from(file: File, snapshot: u64) -> io::Result<Self> {
+    pub(super) fn open_from(file: File, snapshot: u64) -> io::Result<(Self, Vec<u64>)> {
         let length = file.metadata()?.len();
-        let mut segments = Vec::new();
+        let (mut segments, mut headless) = (Vec::new(), Vec::new());
         let mut header = [0; SEGMENT_HEADER];
         let last = length.saturating_sub(SEGMENT_HEADER as u64 - 1);
         for offset in (0..last).step_by(SEGMENT) {
             file.read_exact_at(&mut header, offset)?;
-            let found = SegmentHeader::read(&header);
-            if let Some(SegmentHeader { number, stable }) =
-                found.filter(|found| (snapshot / SIZE..=NUMBER_MAX).contains(&found.number))
-            {
-                segments.push(Segment { number, offset, stable });
+            match SegmentHeader::read(&header) {
+                Some(found) if (snapshot / SIZE..=NUMBER_MAX).contains(&found.number) => {
+                    segments.push(Segment { number: found.number, offset, stable: found.stable });
+                }
+                None if header.iter().any(|byte| *byte != 0) => headless.push(offset),
+                _ => {}
             }
         }
         segments.sort_unstable_by_key(|segment| (segment.number, segment.offset));
-        Ok(Self { file, segments, end: u64::MAX, torn: false, damage: Damage::default() })
+        Ok((Self { file, segments, end: u64::MAX, torn: false, damage: Damage::default() }, headless))
+    }
+
+    /// The first of these segments, of which the header can't be read, that sled would miss with a snapshot of this position.
+    pub(super) fn lost_header(&self, headless: &[u64], snapshot: u64) -> Option<u64> {
+        let mut buffer = vec![0; SEGMENT];
+        headless.iter().copied().find(|offset| {
+            self.read_segment(*offset, &mut buffer);
+            match identify(&buffer) {
+                Some((number, _)) => number >= snapshot / SIZE,
+                None => snapshot == 0,
+            }
+        })
     }
 
     /// Its segments, in order of number.
@@ -155,13 +169,7 @@ impl Log {
         let mut newest = None;
         for segment in self.segments.iter().rev() {
             self.read_segment(segment.offset, buffer);
-            let batches = Walk::new(buffer, segment.number).filter_map(|step| match step {
-                Step::Message(_, message) => message.batch_end(),
-                _ => None,
-            });
-            // Of this segment the newest is the last one.
-            let ends: Vec<u64> = batches.collect();
-            for end in ends.into_iter().rev() {
+            for end in batch_ends(buffer, segment.number).into_iter().rev() {
                 match newest {
                     None => newest = Some(end),
                     Some(_) => return stable.max(end + 1),
@@ -313,6 +321,31 @@ impl Log {
             (index, at) = (next, SEGMENT_HEADER);
         }
     }
+}
+
+/// The ends of the batches that begin in a segment. Behind what can't be read the next message is searched for byte by byte:
+/// a mail may forge one, and then a log that was torn there looks damaged; nothing is taken from there.
+fn batch_ends(segment: &[u8], number: u64) -> Vec<u64> {
+    let mut ends = Vec::new();
+    let mut from = Some(SEGMENT_HEADER);
+    while let Some(at) = from.take() {
+        for step in Walk::from(segment, number, at) {
+            match step {
+                Step::Message(_, message) => ends.extend(message.batch_end()),
+                Step::Damaged(..) => {}
+                Step::Lost(at) => from = next_message(segment, number, at + 1),
+            }
+        }
+    }
+    ends
+}
+
+/// The place of the next readable message of this segment.
+fn next_message(segment: &[u8], number: u64, from: usize) -> Option<usize> {
+    (from..segment.len().saturating_sub(format::RED_ZONE)).find(|at| {
+        Message::names_segment(&segment[*at..]) == Some(number)
+            && Message::read(&segment[*at..]).is_some_and(|message| message.sound)
+    })
 }
 
 impl Damage {

@@ -3,8 +3,8 @@
 //! sled takes the first message that it can't read for the end of the log, or of its segment, and writes over what
 //! follows: right for what a crash tore, and silent loss where the disk damaged what had been safe for long. Which of the
 //! two it is can be told by what was written later. A batch is written after the one before it was synced; so all up to the
-//! end of the last but one was safe once, and so was all up to the position that the newest segment header names. What
-//! can't be read before that was damaged, and nobody may open the database before its mail was saved.
+//! end of the last but one was safe once, and so was all up to the position that the newest segment header names, or a
+//! snapshot. What can't be read before that was damaged, and nobody may open the database before its mail was saved.
 //!
 //! One thing looks like damage and is none: a segment that was free and is written anew, of which a power cut left the
 //! old header and some of the new messages. Those name a later segment. (They are searched for byte by byte, so a mail may
@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::thread;
 
-use super::format::{self, Message, SEGMENT, SEGMENT_HEADER};
+use super::format::{self, Message, SEGMENT};
 use super::log::{Log, Segment, Step, Walk};
 
 /// Threads that look at a log at the same time.
@@ -26,8 +26,12 @@ const THREADS_MAX: usize = 4;
 /// # Errors
 /// The system's, when the file can't be read at all.
 pub fn first_damage(database: &File, snapshot: u64) -> io::Result<Option<u64>> {
-    let log = Log::open_from(database.try_clone()?, snapshot)?;
-    let safe = log.safe_until(&mut vec![0; SEGMENT]);
+    let (log, headless) = Log::open_from(database.try_clone()?, snapshot)?;
+    if let Some(offset) = log.lost_header(&headless, snapshot) {
+        return Ok(Some(offset));
+    }
+    // A snapshot is written of what is safe.
+    let safe = log.safe_until(&mut vec![0; SEGMENT]).max(snapshot);
     let end = log.segments().partition_point(|segment| segment.number * (SEGMENT as u64) < safe);
     let segments = &log.segments()[..end];
     // A start waits for this, and it is all checksums.
@@ -69,18 +73,4 @@ fn is_written_anew(bytes: &[u8], number: u64) -> bool {
         Message::names_segment(&bytes[at..]).is_some_and(|named| named > number)
             && Message::read(&bytes[at..]).is_some_and(|message| message.sound)
     })
-}
-
-/// Whether a file has messages, though no segment of it can be told by its header.
-///
-/// # Errors
-/// The system's.
-pub fn has_lost_its_headers(database: &File) -> io::Result<bool> {
-    let log = Log::open_from(database.try_clone()?, 0)?;
-    if !log.segments().is_empty() {
-        return Ok(false);
-    }
-    let mut first = vec![0; SEGMENT];
-    log.read_segment(0, &mut first);
-    Ok(Message::read(&first[SEGMENT_HEADER..]).is_some_and(|message| message.sound))
 }

@@ -18,14 +18,13 @@ pub(super) fn must_be_whole(folder: &Path) -> Result<(), SpoolError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(unreadable())?,
     };
-    let damaged = |reason: String| Err(SpoolError::Database { path: folder.to_owned(), reason });
-    if let Some(offset) = proof::first_damage(&file, newest_snapshot(folder)?).map_err(unreadable())? {
-        return damaged(format!("it is damaged: what is at byte {offset} of \"db\" can't be read"));
+    match proof::first_damage(&file, newest_snapshot(folder)?).map_err(unreadable())? {
+        Some(offset) => Err(SpoolError::Database {
+            path: folder.to_owned(),
+            reason: format!("it is damaged: what is at byte {offset} of \"db\" can't be read"),
+        }),
+        None => Ok(()),
     }
-    if proof::has_lost_its_headers(&file).map_err(unreadable())? {
-        return damaged("it is damaged: \"db\" has records, and no segment of it has its header".to_owned());
-    }
-    Ok(())
 }
 
 /// The position of the newest snapshot, which is in its name; 0 without one.
