@@ -33,7 +33,7 @@ use crate::spool::database::{Change, Tree};
 use crate::spool::sled::open::{BLOBS, CONF, DATABASE, io_error, protect_and_sync, wait_for_the_last_one};
 use crate::spool::sled::swap::{self, COPY, Step};
 use crate::spool::sled::{SledSpool, SledTree};
-use crate::spool::space::Space;
+use crate::spool::space::{self, Space};
 use crate::spool::{SpoolError, keys};
 
 /// Bytes of keys and values that are written to the copy at once.
@@ -154,7 +154,12 @@ impl PartialEq for Sum {
 // C0 → C1
 fn write_copy(spool: &SledSpool, copy: &Path, reached: &mut dyn FnMut(State)) -> Result<Sum, CompactError> {
     let folder = spool.folder();
-    check_room(folder, sum_of(&spool.tree)?.bytes)?;
+    let bytes = sum_of(&spool.tree)?.bytes;
+    match check_room(folder, bytes) {
+        // The next start sets it aside again: there is room for it then.
+        Err(CompactError::NoRoom { .. }) if space::release_reserve(folder) => check_room(folder, bytes)?,
+        other => other?,
+    }
     if has_blobs(folder)? {
         return Err(CompactError::Unlike("the database has files in blobs/"));
     }
