@@ -116,7 +116,7 @@ pub struct SpoolConfig {
     pub min_free: u64,
     /// The same for files that can be made on the disk. Default 1000.
     pub min_free_inodes: u64,
-    /// sled's page cache, counted as its pages are on disk: in memory small ones take some three times that. Default 8 MiB.
+    /// sled's page cache, counted as its pages are on disk: in memory small ones take some three times that. Default 6 MiB.
     #[serde(with = "units::size")]
     pub cache: u64,
     /// Content up to this many bytes lives in the database, larger content in a file of its own. Default 32 KiB: smaller
@@ -312,7 +312,7 @@ impl Default for SpoolConfig {
             reserve: 64 * MIB,
             min_free: 256 * MIB,
             min_free_inodes: 1000,
-            cache: 8 * MIB,
+            cache: 6 * MIB,
             content_threshold: 32 << 10,
         }
     }
