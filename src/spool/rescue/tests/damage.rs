@@ -38,10 +38,11 @@ impl Patient {
     /// end of the log is sound: of a torn commit nothing is taken.
     fn elsewhere(&self, segments: &HashSet<usize>) -> Vec<u64> {
         let sound = self.damage(|_| {});
-        let number =
+        let number_of =
             |segment: &usize| SegmentHeader::read(&self.sound[segment * SEGMENT..]).map(|it| it.number);
-        let newest = (0..self.segments()).filter_map(|segment| number(&segment)).max();
-        let torn = segments.iter().filter_map(number).any(|number| Some(number + 3) > newest);
+        let newest = (0..self.segments()).filter_map(|segment| number_of(&segment)).max();
+        let is_new = |number: u64| Some(number + 3) > newest;
+        let torn = segments.iter().filter_map(number_of).any(is_new);
         let last = self.messages - AT_ONCE as u64;
         let is_elsewhere = |number: &u64| {
             let settled = !torn || *number < last;
@@ -49,7 +50,10 @@ impl Patient {
                 && record_keys(*number).iter().all(|key| {
                     let mut places = sound.places(key).into_iter();
                     places.all(|offset| {
-                        !segments.contains(&(usize::try_from(offset).expect("small") / SEGMENT))
+                        let segment = usize::try_from(offset).expect("small") / SEGMENT;
+                        // What follows a gap near the end is not told from what a crash tore.
+                        let sure = !torn || number_of(&segment).is_some_and(|number| !is_new(number));
+                        sure && !segments.contains(&segment)
                     })
                 })
         };
