@@ -41,8 +41,9 @@ impl Patient {
         let number_of =
             |segment: &usize| SegmentHeader::read(&self.sound[segment * SEGMENT..]).map(|it| it.number);
         let newest = (0..self.segments()).filter_map(|segment| number_of(&segment)).max();
-        let is_new = |number: u64| Some(number + 3) > newest;
-        let torn = segments.iter().filter_map(number_of).any(is_new);
+        // A gap so near the end of the log is not told from what a crash tore: all behind it may be left out.
+        let gap = segments.iter().filter_map(number_of).filter(|number| Some(number + 8) > newest).min();
+        let torn = gap.is_some();
         let last = self.messages - AT_ONCE as u64;
         let is_elsewhere = |number: &u64| {
             let settled = !torn || *number < last;
@@ -51,8 +52,8 @@ impl Patient {
                     let mut places = sound.places(key).into_iter();
                     places.all(|offset| {
                         let segment = usize::try_from(offset).expect("small") / SEGMENT;
-                        // What follows a gap near the end is not told from what a crash tore.
-                        let sure = !torn || number_of(&segment).is_some_and(|number| !is_new(number));
+                        let sure =
+                            gap.is_none_or(|gap| number_of(&segment).is_some_and(|number| number < gap));
                         sure && !segments.contains(&segment)
                     })
                 })
