@@ -109,13 +109,12 @@ impl Salvaged {
         if nothing {
             return salvaged;
         }
-        let damaged = !salvaged.damage().is_none();
-        if !damaged && !dangling && salvaged.claims.gaps().is_empty() {
+        let unfit = dangling || !salvaged.claims.gaps().is_empty() || salvaged.overlaps(&reached);
+        if salvaged.damage().is_none() && !unfit {
             salvaged.keep_others(&reached);
             return salvaged;
         }
-        salvaged.incomplete =
-            salvaged.damage().segments > 0 || dangling || !salvaged.claims.gaps().is_empty();
+        salvaged.incomplete = unfit || salvaged.damage().segments > 0;
         salvaged.share_out();
         let gaps = salvaged.claims.gaps();
         if !gaps.is_empty() {
@@ -134,6 +133,16 @@ impl Salvaged {
         for (source, leaf) in self.leaves.iter().enumerate() {
             self.claims.claim(&leaf.lo, &leaf.hi, source);
         }
+    }
+
+    /// Whether two leaves that the root leads to have keys in common: then the one gave them up, and what says so is not
+    /// there. Its segment may be all zeros, or behind the end of a file that was cut.
+    fn overlaps(&self, reached: &HashSet<u64>) -> bool {
+        let in_use = |leaf: &&Version| reached.contains(&leaf.page) && !leaf.merging;
+        let mut bounds: Vec<_> =
+            self.leaves.iter().filter(in_use).map(|leaf| (&*leaf.lo, &*leaf.hi)).collect();
+        bounds.sort_unstable();
+        bounds.windows(2).any(|pair| pair[0].1.is_empty() || pair[0].1 > pair[1].0)
     }
 
     /// A leaf that the root does not lead to although nothing is damaged: a crash left it, or segments that are all zeros
