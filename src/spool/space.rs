@@ -178,6 +178,11 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Bytes that are set aside.
+pub(super) fn reserved(folder: &Path) -> u64 {
+    fs::metadata(folder.join(RESERVE)).map_or(0, |file| file.len())
+}
+
 /// Gives the reserve back to a full disk, so that mail can be delivered and removed. Whether there was one.
 pub fn release_reserve(folder: &Path) -> bool {
     fs::remove_file(folder.join(RESERVE)).is_ok()
@@ -195,7 +200,7 @@ pub fn set_aside(folder: &Path, bounds: &Bounds) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    let there = fs::metadata(&path).map_or(0, |file| file.len());
+    let there = reserved(folder);
     if there == bounds.reserve {
         return Ok(());
     }

@@ -65,14 +65,8 @@ impl SledSpool {
     /// # Errors
     /// [`SpoolError::Missing`], and those of [`SledSpool::open`] but for `NotDurable`.
     pub fn open_existing(config: &SpoolConfig) -> Result<Self, SpoolError> {
-        let database = config.path.join(DATABASE);
-        match fs::metadata(&database) {
-            Ok(_) => Self::try_open(config, Uuid::nil(), Purpose::Look),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                Err(SpoolError::Missing(config.path.clone()))
-            }
-            Err(error) => Err(io_error(&database, "can't be looked at")(error)),
-        }
+        Self::must_exist(config)?;
+        Self::try_open(config, Uuid::nil(), Purpose::Look)
     }
 
     /// Opens a database in `config.path` that has nothing of a spool yet, or what was copied into it. Blocks.
@@ -114,8 +108,6 @@ impl SledSpool {
                 path: tree.folder.clone(),
                 reason: format!("sled finds nothing in its {length} bytes"),
             }),
-            Purpose::Mail if tree.is_empty() => before::nothing_may_be_beside_it(&tree.folder)
-                .and_then(|()| guarded(&tree.folder, || make_ready(&tree, &Bounds::of(config)))),
             Purpose::Mail => guarded(&tree.folder, || make_ready(&tree, &Bounds::of(config))),
             Purpose::Look if tree.is_empty() => Ok(()),
             Purpose::Look => begin(&tree, purpose).map(drop),
@@ -133,6 +125,9 @@ impl SledSpool {
 }
 
 fn make_ready(tree: &SledTree, bounds: &Bounds) -> Result<(), SpoolError> {
+    if tree.is_empty() {
+        before::nothing_may_be_beside_it(&tree.folder)?;
+    }
     let start = begin(tree, Purpose::Mail)?;
     protect_and_sync(&tree.folder)?;
     prove_durable(tree, start)?;

@@ -154,12 +154,7 @@ impl PartialEq for Sum {
 // C0 → C1
 fn write_copy(spool: &SledSpool, copy: &Path, reached: &mut dyn FnMut(State)) -> Result<Sum, CompactError> {
     let folder = spool.folder();
-    let bytes = sum_of(&spool.tree)?.bytes;
-    match check_room(folder, bytes) {
-        // The next start sets it aside again: there is room for it then.
-        Err(CompactError::NoRoom { .. }) if space::release_reserve(folder) => check_room(folder, bytes)?,
-        other => other?,
-    }
+    check_room(folder, sum_of(&spool.tree)?.bytes)?;
     if has_blobs(folder)? {
         return Err(CompactError::Unlike("the database has files in blobs/"));
     }
@@ -215,10 +210,32 @@ fn sum_of(tree: &SledTree) -> Result<Sum, SpoolError> {
 pub(super) fn check_room(folder: &Path, bytes: u64) -> Result<(), CompactError> {
     let needed = COPY_AT_LEAST + (bytes as f64 * COPY_PER_BYTE) as u64;
     let free = Space::look(folder).map_err(io_error(folder, "its disk can't be looked at"))?.free;
-    if free < needed {
-        return Err(CompactError::NoRoom { spool: folder.to_owned(), needed, free });
+    match fit(needed, free, space::reserved(folder)) {
+        Fit::Free => {}
+        // The next start sets it aside again, once there is room for it.
+        Fit::WithReserve => drop(space::release_reserve(folder)),
+        Fit::No => return Err(CompactError::NoRoom { spool: folder.to_owned(), needed, free }),
     }
     Ok(())
+}
+
+/// Whether a copy fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Free,
+    /// In place of the reserve.
+    WithReserve,
+    No,
+}
+
+pub(super) fn fit(needed: u64, free: u64, reserve: u64) -> Fit {
+    if needed <= free {
+        Fit::Free
+    } else if needed <= free.saturating_add(reserve) {
+        Fit::WithReserve
+    } else {
+        Fit::No
+    }
 }
 
 fn has_blobs(folder: &Path) -> Result<bool, SpoolError> {

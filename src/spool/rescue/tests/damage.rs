@@ -8,36 +8,31 @@ use super::super::format::{SEGMENT, SegmentHeader};
 use super::super::log::{Step, Walk};
 use super::*;
 
-/// A spool that was damaged, and what it held.
+/// A spool that is damaged in many ways, and how many messages went through it.
 struct Patient {
-    home: tempfile::TempDir,
+    spool: Stopped,
     messages: u64,
-    live: Vec<u64>,
-    sound: Vec<u8>,
 }
 
 impl Patient {
     fn new(messages: u64, stay: u64) -> Self {
-        let home = folder();
-        let live = churned(home.path(), messages, stay);
-        let sound = fs::read(home.path().join("spool/db")).expect("readable");
-        Self { home, messages, live, sound }
+        Self { spool: Stopped::new(messages, stay), messages }
     }
 
     fn damage(&self, damage: impl FnOnce(&mut Vec<u8>)) -> Salvaged {
-        let mut bytes = self.sound.clone();
+        let mut bytes = self.spool.sound.clone();
         damage(&mut bytes);
-        fs::write(self.home.path().join("spool/db"), bytes).expect("written");
-        salvaged(&self.home.path().join("spool"))
+        fs::write(self.spool.home.path().join("spool/db"), bytes).expect("written");
+        salvaged(&self.spool.home.path().join("spool"))
     }
 
     fn segments(&self) -> usize {
-        self.sound.len().div_ceil(SEGMENT)
+        self.spool.sound.len().div_ceil(SEGMENT)
     }
 
     /// The number of a segment in which a batch begins.
     fn begins_batch(&self, segment: usize) -> Option<u64> {
-        let bytes = self.sound.chunks(SEGMENT).nth(segment)?;
+        let bytes = self.spool.sound.chunks(SEGMENT).nth(segment)?;
         let number = SegmentHeader::read(bytes)?.number;
         let begins = |step| matches!(step, Step::Message(_, message) if message.batch_end().is_some());
         Walk::new(bytes, number).any(begins).then_some(number)
@@ -48,7 +43,7 @@ impl Patient {
     fn elsewhere(&self, segments: &HashSet<usize>) -> Vec<u64> {
         let sound = self.damage(|_| {});
         let number =
-            |segment: &usize| SegmentHeader::read(&self.sound[segment * SEGMENT..]).map(|it| it.number);
+            |segment: &usize| SegmentHeader::read(&self.spool.sound[segment * SEGMENT..]).map(|it| it.number);
         let last_batch = (0..self.segments()).filter_map(|segment| self.begins_batch(segment)).max();
         let torn = segments.iter().filter_map(number).any(|number| Some(number) >= last_batch);
         let last = self.messages - AT_ONCE as u64;
@@ -62,7 +57,7 @@ impl Patient {
                     })
                 })
         };
-        self.live.iter().copied().filter(is_elsewhere).collect()
+        self.spool.live.iter().copied().filter(is_elsewhere).collect()
     }
 }
 
@@ -98,7 +93,7 @@ fn a_lost_segment_costs_only_what_is_in_it() {
     for lost in 0..patient.segments() {
         let expected = patient.elsewhere(&HashSet::from([lost]));
         let start = lost * SEGMENT;
-        let end = patient.sound.len().min(start + SEGMENT);
+        let end = patient.spool.sound.len().min(start + SEGMENT);
         let ways: [Way<'_>; 3] = [
             &|bytes| bytes[start..end].fill(0xa5),
             &|bytes| bytes[start..end].fill(0),
@@ -107,7 +102,7 @@ fn a_lost_segment_costs_only_what_is_in_it() {
         ];
         for (way, damage) in ways.into_iter().enumerate() {
             let salvaged = patient.damage(damage);
-            let found = whole(&salvaged, &patient.live);
+            let found = whole(&salvaged, &patient.spool.live);
             assert_eq!(
                 missing(&expected, &found),
                 [0; 0],
@@ -124,27 +119,27 @@ fn without_its_header_a_segment_is_read_all_the_same() {
     let patient = Patient::new(400, 200);
     for segment in 0..patient.segments() {
         let salvaged = patient.damage(|bytes| bytes[segment * SEGMENT + 3] ^= 1);
-        assert_eq!(whole(&salvaged, &patient.live), patient.live, "segment {segment}");
+        assert_eq!(whole(&salvaged, &patient.spool.live), patient.spool.live, "segment {segment}");
     }
 }
 
 #[test]
 fn a_flipped_byte_in_a_mail_costs_that_page_and_is_counted() {
     let patient = Patient::new(300, 300);
-    let text = message(patient.live[100]).1.slice(0..200);
+    let text = message(patient.spool.live[100]).1.slice(0..200);
     let places: Vec<usize> =
-        memchr::memmem::find_iter(&patient.sound, &text[..]).map(|at| at + 150).collect();
+        memchr::memmem::find_iter(&patient.spool.sound, &text[..]).map(|at| at + 150).collect();
     assert!(!places.is_empty());
     let salvaged = patient.damage(|bytes| places.iter().for_each(|at| bytes[*at] ^= 0x10));
     // Some may lie behind the last message of a segment that is used again: nobody reads what is there.
     let counted = salvaged.damage().messages;
     assert!((1..=places.len() as u64).contains(&counted), "{counted} of {}", places.len());
-    let found = whole(&salvaged, &patient.live);
-    assert!(!found.contains(&patient.live[100]));
+    let found = whole(&salvaged, &patient.spool.live);
+    assert!(!found.contains(&patient.spool.live[100]));
     assert!(
-        missing(&patient.live, &found).len() <= 16,
+        missing(&patient.spool.live, &found).len() <= 16,
         "a page at most: {:?}",
-        missing(&patient.live, &found)
+        missing(&patient.spool.live, &found)
     );
 }
 
@@ -266,7 +261,7 @@ fn any_damage_costs_only_the_segments_that_it_touches() {
                     }
                 }
             });
-            let found = whole(&salvaged, &patient.live);
+            let found = whole(&salvaged, &patient.spool.live);
             assert_nothing_made_up(&salvaged, MESSAGES);
             let expected = patient.elsewhere(&touched);
             prop_assert_eq!(missing(&expected, &found), Vec::<u64>::new());

@@ -121,6 +121,22 @@ fn churned(home: &Path, messages: u64, stay: u64) -> Vec<u64> {
     live
 }
 
+/// A stopped spool through which messages went: those that are there, and its database.
+struct Stopped {
+    home: tempfile::TempDir,
+    live: Vec<u64>,
+    sound: Vec<u8>,
+}
+
+impl Stopped {
+    fn new(messages: u64, stay: u64) -> Self {
+        let home = folder();
+        let live = churned(home.path(), messages, stay);
+        let sound = fs::read(home.path().join("spool/db")).expect("readable");
+        Self { home, live, sound }
+    }
+}
+
 fn counters(live: &[u64]) -> Counters {
     let mut counters = Counters::default();
     for envelope in live.iter().map(|number| message(*number).0) {

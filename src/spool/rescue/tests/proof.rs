@@ -5,21 +5,7 @@ use super::super::proof::first_damage;
 use super::*;
 use crate::spool::SpoolError;
 
-/// A stopped spool and its database.
-struct Stopped {
-    home: tempfile::TempDir,
-    live: Vec<u64>,
-    sound: Vec<u8>,
-}
-
 impl Stopped {
-    fn new(messages: u64, stay: u64) -> Self {
-        let home = folder();
-        let live = churned(home.path(), messages, stay);
-        let sound = fs::read(home.path().join("spool/db")).expect("readable");
-        Self { home, live, sound }
-    }
-
     /// A copy of it whose database has other bytes.
     fn with(&self, bytes: &[u8]) -> tempfile::TempDir {
         let home = folder();

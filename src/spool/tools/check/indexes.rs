@@ -9,7 +9,7 @@ use crate::smtp::address::Domain;
 use crate::spool::database::Tree;
 use crate::spool::{SpoolError, UNTIL_RESUMED, keys, read};
 
-/// A relay that was killed leaves mail that comes so much late (ms) at most, with the destination's next attempt.
+/// Mail that is due so much (ms) before its destination wakes, as kills may leave it, goes out that much late: nothing to mend.
 const LATE_MS: u64 = 60_000;
 
 /// Destinations whose wake keys are looked for in one pass over that index.

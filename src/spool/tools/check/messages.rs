@@ -3,6 +3,7 @@
 use super::{ANEW, Check, each_id};
 use crate::mail::envelope::{ContentPlace, StoredMessage};
 use crate::mail::id::QueueId;
+use crate::spool::content::wrong_length;
 use crate::spool::database::Tree;
 use crate::spool::{DueKey, Spool, SpoolError, Tally, due_time, keys, read, record};
 
@@ -86,11 +87,11 @@ impl Check<'_> {
             ContentPlace::Database => {
                 self.checked.tree_bytes += size;
                 match self.spool.content(id) {
-                    Ok(content) if content.len() as u64 == size => {}
-                    Ok(content) => self.damage(format!(
-                        "the content of message {id} has {} bytes instead of {size}; it can't be delivered",
-                        content.len()
-                    )),
+                    Ok(content) => {
+                        if let Some(why) = wrong_length(content.len() as u64, size) {
+                            self.damage(format!("the content of message {id} can't be delivered: {why}"));
+                        }
+                    }
                     Err(error @ SpoolError::Damaged { .. }) => {
                         self.damage(format!("{error}; it can't be delivered"));
                     }

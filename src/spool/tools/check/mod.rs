@@ -1,5 +1,5 @@
 //! `posthaste spool check`: whether everything in a spool fits together. It reads every record and
-//! the content file of every message that waits, and changes nothing.
+//! the content file of every message that waits, and changes none of them; sled writes when it opens its database.
 //!
 //! Damage is what the relay would stumble over, or mail that would wait for ever. What a crash leaves by design (see the
 //! table in [`crate::spool`]) and what only costs room or a look is harmless.

@@ -131,9 +131,9 @@ fn damage_of_indexes_is_found_and_named() {
             ("destination a.example has mail, but no wake key", |spool| {
                 remove(spool, &keys::wake(DUE, &domain("a.example")));
             }),
-            ("destination a.example has mail that is due 120 s before it wakes", |spool| {
+            ("destination a.example has mail that is due 61 s before it wakes", |spool| {
                 remove(spool, &keys::wake(DUE, &domain("a.example")));
-                put(spool, &keys::wake(DUE + 119_001, &domain("a.example")), b"");
+                put(spool, &keys::wake(DUE + 60_001, &domain("a.example")), b"");
             }),
             ("leads to message 0909", |spool| put(spool, &due(9, "a.example", DUE, 0), b"")),
             ("leads to recipient 7 of message 0101", |spool| put(spool, &due(1, "a.example", DUE, 7), b"")),
@@ -167,6 +167,10 @@ fn what_a_crash_leaves_is_harmless() {
             }),
             ("1 wake keys are of destinations without due keys", |spool| {
                 put(spool, &keys::wake(ARRIVED, &domain("idle.example")), b"");
+            }),
+            ("has mail that is due up to a minute before it wakes", |spool| {
+                remove(spool, &keys::wake(DUE, &domain("a.example")));
+                put(spool, &keys::wake(DUE + 60_000, &domain("a.example")), b"");
             }),
             ("has 2 deadline keys", |spool| put(spool, &keys::deadline(ARRIVED + 7, id(1)), b"")),
             ("a deadline key leads to message 0909", |spool| {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::super::compact::{CompactError, State, check_room, compact, compact_through};
+use super::super::compact::{CompactError, Fit, State, check_room, compact, compact_through, fit};
 use super::*;
 use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
@@ -123,10 +123,21 @@ fn a_copy_that_is_not_like_the_spool_is_not_used() {
 }
 
 #[test]
-fn a_copy_that_would_not_fit_is_not_begun() {
+fn a_copy_takes_the_place_of_the_reserve_only_when_that_is_enough() {
+    assert_eq!(fit(10, 10, 5), Fit::Free);
+    assert_eq!(fit(15, 10, 5), Fit::WithReserve);
+    assert_eq!(fit(16, 10, 5), Fit::No);
+    assert_eq!(fit(11, 10, 0), Fit::No);
+}
+
+#[test]
+fn a_copy_that_would_not_fit_is_not_begun_and_leaves_the_reserve() {
     let home = folder();
+    let reserve = home.path().join("reserve");
+    fs::write(&reserve, [0; 9]).expect("written");
     check_room(home.path(), 1_000).expect("a small one fits");
     let refused = check_room(home.path(), 1 << 50).expect_err("refused");
     assert!(matches!(refused, CompactError::NoRoom { needed, .. } if needed > 1 << 50), "{refused}");
     assert!(refused.to_string().contains("free some"), "{refused}");
+    assert!(reserve.exists());
 }
