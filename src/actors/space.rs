@@ -1,5 +1,6 @@
 //! The watch over the spool's room: closes the door for new mail when the disk gets full, and opens it again.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use crate::spool::{Counters, SpoolError};
 
 /// How often it looks. Between two looks mail may take what `spool.min_free` leaves for that.
 const EVERY: Duration = Duration::from_millis(100);
+/// After a compaction, done or not, so many looks (a minute) pass before another one.
+const LOOKS_BETWEEN_COMPACTIONS: u32 = 600;
 
 /// What the watch needs.
 pub struct SpaceWatch {
@@ -27,6 +30,8 @@ pub struct SpaceWatch {
     pub health: Arc<Health>,
     /// Where free bytes are shown.
     pub metrics: Arc<Metrics>,
+    /// Looks to go before a compaction may be worth it again; 0 at first.
+    pub rest: Cell<u32>,
 }
 
 impl SpaceWatch {
@@ -50,11 +55,26 @@ impl SpaceWatch {
             Ok((space, spool.counters()?))
         });
         match looked.await {
-            Some(Ok((space, held))) => self.tell(&space, &held),
+            Some(Ok((space, held))) => {
+                self.tell(&space, &held);
+                self.compact(&space, &held).await;
+            }
             Some(Err(error)) => tracing::warn!(%error, "can't tell how much room the spool has"),
             None => return false,
         }
         true
+    }
+
+    /// Gives room back that removed mail left in the database, where that is quick and of use.
+    async fn compact(&self, space: &Space, held: &Counters) {
+        if let Some(rest) = self.rest.get().checked_sub(1) {
+            return self.rest.set(rest);
+        }
+        let Some(most) = space.worth_compacting(held, self.room.is_short()) else { return };
+        self.rest.set(LOOKS_BETWEEN_COMPACTIONS);
+        if let Some(Err(error)) = self.front.read_async(move |spool| spool.compact(most)).await {
+            tracing::warn!(%error, "the database can't be compacted");
+        }
     }
 
     fn tell(&self, space: &Space, held: &Counters) {
@@ -89,6 +109,7 @@ mod tests {
             room: Arc::default(),
             health: Arc::new(Health::new()),
             metrics: Metrics::new().expect("good metrics"),
+            rest: Cell::default(),
         };
         watch.health.set(Health::STARTING, None);
         assert!(watch.look().await && watch.health.ready().is_ok());

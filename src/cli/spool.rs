@@ -20,8 +20,8 @@ use crate::mail::envelope::{Envelope, RecipientState};
 use crate::schedule::retry::{self, RetryRules};
 use crate::smtp::address::ReversePath;
 use crate::spool::sled::SledSpool;
+use crate::spool::sled::compact::{CompactError, compact};
 use crate::spool::tools::check::{Checked, Finding, check};
-use crate::spool::tools::compact::{CompactError, compact};
 use crate::spool::tools::export::{ExportError, export};
 use crate::spool::tools::import::{Ended, Imported, import};
 

@@ -213,6 +213,7 @@ impl Shared {
             room: self.room.clone(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
+            rest: std::cell::Cell::default(),
         }
     }
 

@@ -7,8 +7,8 @@ use sled::IVec;
 
 use super::content::ContentFiles;
 use super::{
-    Counters, Deadlines, DestinationRecord, DueKey, DuePage, Migration, Op, Patrolled, Quarantined, Reads,
-    Spool, SpoolError, Strays, Survey, Waiting, migrate, patrol, quarantine, read, write,
+    Compacted, Counters, Deadlines, DestinationRecord, DueKey, DuePage, Migration, Op, Patrolled,
+    Quarantined, Reads, Spool, SpoolError, Strays, Survey, Waiting, migrate, patrol, quarantine, read, write,
 };
 use crate::mail::envelope::StoredMessage;
 use crate::mail::id::QueueId;
@@ -45,6 +45,11 @@ pub trait Tree: Send + Sync {
 
     /// As [`Spool::settle`].
     fn settle(&self) {}
+
+    /// As [`Spool::compact`].
+    fn compact(&self, _most: u64) -> Result<Option<Compacted>, SpoolError> {
+        Ok(None)
+    }
 }
 
 /// A spool over a tree.
@@ -156,6 +161,10 @@ impl<T: Tree + 'static> Spool for Database<T> {
 
     fn reads(&self) -> Reads {
         self.tree.reads()
+    }
+
+    fn compact(&self, most: u64) -> Result<Option<Compacted>, SpoolError> {
+        self.tree.compact(most)
     }
 
     fn settle(&self) {

@@ -31,7 +31,7 @@
 //! happened or it did not. A commit is answered only after its sync, so a 250 means S2 is on the device.
 //!
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
-//! half allocated (made again at the next start), a compaction half done ([`tools::compact`] has its states; the next open
+//! half allocated (made again at the next start), a compaction half done ([`sled::compact`] has its states; the next open
 //! removes the copy or finishes the swap), a wake key of a destination that has nothing due (the Queue, when that
 //! time comes), a new spool without its format record (it is written at the next start), records of an older format beside the
 //! mark of a migration (the next start goes on where it was).
@@ -218,6 +218,15 @@ impl Counters {
     pub fn is_guess(&self) -> bool {
         self.unindexed_from == Self::guess(0).unindexed_from
     }
+}
+
+/// What a compaction did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compacted {
+    /// Length of the database file before, in bytes.
+    pub before: u64,
+    /// And after; the same when the copy would not have been smaller and was not used.
+    pub after: u64,
 }
 
 /// What a message adds to the [`Counters`], beside itself.
@@ -433,6 +442,15 @@ pub trait Spool: Send + Sync + 'static {
     /// What was read of it since it was opened; nothing where that is not counted.
     fn reads(&self) -> Reads {
         Reads::default()
+    }
+
+    /// Writes the database anew without the room that removed records left in it, unless there are more than `most` bytes
+    /// of keys and values. Reads and commits wait meanwhile. `None` when it stays as it is.
+    ///
+    /// # Errors
+    /// It may be closed for good then, and the next commit says so.
+    fn compact(&self, _most: u64) -> Result<Option<Compacted>, SpoolError> {
+        Ok(None)
     }
 
     /// The last commit is done: does what makes the next start short. May take some seconds. Everything is on disk

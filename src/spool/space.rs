@@ -19,8 +19,19 @@ const DATABASE: &str = "db";
 /// What sled's file takes for each live byte: 1.55 to 1.8 were measured, for messages of 1 to 30 KB. Room that is believed to be
 /// inside and is not would let mail fill the disk, so rather too much.
 const FILE_PER_LIVE: f64 = 2.0;
-/// What a message takes in the tree beside its content.
-const BYTES_PER_MESSAGE: u64 = 1_024;
+/// What a message takes in the tree beside its content, and each of its recipients.
+const BYTES_PER_MESSAGE: u64 = 768;
+const BYTES_PER_RECIPIENT: u64 = 256;
+/// What a compacted database has beside twice what is in it.
+const COPY_AT_LEAST: u64 = 8 << 20;
+/// A database is compacted while the relay runs when its file is so long,
+const GROWN: u64 = 1 << 30;
+/// or, when it is in the way of new mail, so many times as long as the copy would be;
+const GROWN_TIMES: u64 = 4;
+/// and when so much is in it: commits wait for about a third of a second,
+const COPIED_MOST: u64 = 16 << 20;
+/// and for a second when no mail is taken anyway.
+const COPIED_MOST_WHILE_SHORT: u64 = 64 << 20;
 /// Once short, that much more than the bound must be there before mail is taken again.
 const COME_BACK: f64 = 1.1;
 /// For so many looks (10 s) no mail is taken after content met a full disk; then it is tried again.
@@ -58,10 +69,31 @@ impl Space {
 
     /// Bytes that new mail may use: what is free on the disk and inside the database file.
     pub fn usable(&self, held: &Counters) -> u64 {
-        let live = held.tree_bytes.saturating_add(held.messages.saturating_mul(BYTES_PER_MESSAGE));
-        let inside = self.database.saturating_sub((live as f64 * FILE_PER_LIVE) as u64);
+        let inside = self.database.saturating_sub((live(held) as f64 * FILE_PER_LIVE) as u64);
         self.free.saturating_add(inside)
     }
+
+    /// Whether the database is to be compacted while the relay runs, and how many bytes of keys and values at most: when
+    /// little is in a long file. `short` says whether new mail waits for room.
+    pub fn worth_compacting(&self, held: &Counters, short: bool) -> Option<u64> {
+        let (long, most) = match short {
+            true => (for_copy_of(live(held)).saturating_mul(GROWN_TIMES), COPIED_MOST_WHILE_SHORT),
+            false => (GROWN, COPIED_MOST),
+        };
+        (self.database >= long && live(held) <= most).then_some(most)
+    }
+}
+
+/// Bytes of keys and values that are in use, nearly.
+fn live(held: &Counters) -> u64 {
+    let messages = held.messages.saturating_mul(BYTES_PER_MESSAGE);
+    let recipients = held.recipients.saturating_mul(BYTES_PER_RECIPIENT);
+    held.tree_bytes.saturating_add(messages).saturating_add(recipients)
+}
+
+/// Room that a compacted copy of so many bytes of keys and values takes at most (1.6 for each was measured for messages of 4 KiB).
+pub(super) fn for_copy_of(bytes: u64) -> u64 {
+    COPY_AT_LEAST.saturating_add((bytes as f64 * FILE_PER_LIVE) as u64)
 }
 
 /// The bounds below which no new mail is taken.
@@ -124,7 +156,8 @@ impl fmt::Display for Shortage {
         match self {
             Self::Bytes { free, bound } => write!(
                 f,
-                "the spool's disk has {} left, less than spool.min_free ({}): free some, or stop posthaste and move the spool",
+                "the spool's disk has {} left, less than spool.min_free ({}): free some, or stop posthaste and run \
+                 `posthaste spool compact`, or move the spool",
                 format_size(*free),
                 format_size(*bound)
             ),
@@ -278,6 +311,21 @@ mod tests {
         let just = Space { free: 105 * MIB, ..EMPTY };
         assert_eq!(BOUNDS.shortage(&just, &held(0, 0), false), None);
         assert!(BOUNDS.shortage(&just, &held(0, 0), true).is_some());
+    }
+
+    #[test]
+    fn a_long_file_with_little_in_it_is_worth_compacting() {
+        let of = |database, messages, short| {
+            let held = Counters { recipients: messages, ..held(messages, messages * 4_096) };
+            Space { database, ..EMPTY }.worth_compacting(&held, short)
+        };
+        assert_eq!(of(1 << 30, 1_000, false), Some(16 * MIB));
+        assert_eq!(of((1 << 30) - 1, 1_000, false), None, "not long");
+        assert_eq!(of(1 << 40, 4_000, false), None, "the pause would be felt");
+        assert_eq!(of(40 * MIB, 0, true), Some(64 * MIB));
+        assert_eq!(of(31 * MIB, 0, true), None, "the copy may be as long as 8 MiB");
+        assert_eq!(of(300 * MIB, 4_000, true), Some(64 * MIB));
+        assert_eq!(of(1 << 40, 40_000, true), None, "{} bytes", 40_000 * 5 * 1_024);
     }
 
     #[test]

@@ -113,6 +113,27 @@ impl Run {
 }
 
 impl Watched {
+    /// From now on its syncs come here; `syncs` are counted already.
+    fn begin(file: File, syncs: u64) -> io::Result<Arc<Self>> {
+        let metadata = file.metadata()?;
+        let watched = Arc::new(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            file,
+            next: Mutex::default(),
+            syncs: AtomicU64::new(syncs),
+            written: AtomicU64::new(0),
+            #[cfg(test)]
+            hook: RwLock::new(None),
+        });
+        WATCHED.write().unwrap_or_else(PoisonError::into_inner).push(watched.clone());
+        Ok(watched)
+    }
+
+    fn end(self: &Arc<Self>) {
+        WATCHED.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, self));
+    }
+
     /// Syncs after a write of `count` bytes.
     fn sync_after(&self, count: i64) -> io::Result<()> {
         self.written.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
@@ -147,60 +168,66 @@ fn error_number(error: &io::Error) -> i32 {
 }
 
 /// A database file whose syncs go through a descriptor of our own, as long as this lives.
-pub(super) struct Watch(Arc<Watched>);
+pub(super) struct Watch(RwLock<Arc<Watched>>);
 
 impl Watch {
     /// `file` must have been opened before sled opens the same file.
     pub fn new(file: File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        let watched = Arc::new(Watched {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            file,
-            next: Mutex::default(),
-            syncs: AtomicU64::new(0),
-            written: AtomicU64::new(0),
-            #[cfg(test)]
-            hook: RwLock::new(None),
-        });
-        WATCHED.write().unwrap_or_else(PoisonError::into_inner).push(watched.clone());
-        Ok(Self(watched))
+        Ok(Self(RwLock::new(Watched::begin(file, 0)?)))
     }
 
-    /// How often the file was synced.
+    /// From now on watches the file that has taken the place of the last one, which must be closed; as for [`Watch::new`].
+    pub fn turn_to(&self, file: File) -> io::Result<()> {
+        let new = Watched::begin(file, self.syncs())?;
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        current.end();
+        #[cfg(test)]
+        std::mem::swap(
+            &mut *new.hook.write().unwrap_or_else(PoisonError::into_inner),
+            &mut *current.hook.write().unwrap_or_else(PoisonError::into_inner),
+        );
+        *current = new;
+        Ok(())
+    }
+
+    fn current(&self) -> Arc<Watched> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often the file was synced, and those before it.
     pub fn syncs(&self) -> u64 {
-        self.0.syncs.load(Ordering::Relaxed)
+        self.current().syncs.load(Ordering::Relaxed)
     }
 
-    /// Our own descriptor of the file.
-    pub fn file(&self) -> &File {
-        &self.0.file
+    /// Uses our own descriptor of the file.
+    pub fn with_file<T>(&self, work: impl FnOnce(&File) -> T) -> T {
+        work(&self.current().file)
     }
 
     /// Length of the file; 0 when the system does not tell.
     pub fn length(&self) -> u64 {
-        self.0.file.metadata().map_or(0, |file| file.len())
+        self.with_file(|file| file.metadata().map_or(0, |file| file.len()))
     }
 
     /// Bytes that were written to the file, since the last [`Watch::forget_written`].
     pub fn written(&self) -> u64 {
-        self.0.written.load(Ordering::Relaxed)
+        self.current().written.load(Ordering::Relaxed)
     }
 
     /// Counts from zero again.
     pub fn forget_written(&self) {
-        self.0.written.store(0, Ordering::Relaxed);
+        self.current().written.store(0, Ordering::Relaxed);
     }
 
     #[cfg(test)]
     pub fn hook(&self, hook: Hook) {
-        *self.0.hook.write().unwrap_or_else(PoisonError::into_inner) = Some(hook);
+        *self.current().hook.write().unwrap_or_else(PoisonError::into_inner) = Some(hook);
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        WATCHED.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, &self.0));
+        self.current().end();
     }
 }
 
@@ -361,7 +388,7 @@ mod tests {
     #[test]
     fn who_comes_after_the_start_of_a_sync_needs_another_one() {
         let setting = Setting::new();
-        let watched = setting.watch.0.clone();
+        let watched = setting.watch.current();
         let before = Arc::clone(&watched.next.lock().expect("no panic"));
         setting.watch.hook(Box::new({
             let (watched, before) = (watched.clone(), before.clone());

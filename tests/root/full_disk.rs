@@ -63,13 +63,13 @@ enum Met {
 }
 
 /// Sends until the relay takes no more: what it took, and how it refused.
-fn fill(relay: &mut Relay, size: usize) -> (Vec<Made>, Met) {
+fn fill(relay: &mut Relay, round: u32, size: usize) -> (Vec<Made>, Met) {
     let mut chance = Chance::new(11);
     let mut taken = Vec::new();
     for number in 0..20_000 {
         let Ok(mut client) = Client::greet(relay.smtp()) else { return (taken, Met::Ended) };
         for part in 0..20 {
-            let made = message::make(&format!("m{number}-{part}"), size, &mut chance);
+            let made = message::make(&format!("m{round}-{number}-{part}"), size, &mut chance);
             let to = [format!("{}@x.test", made.id)];
             match client.mail("a@sender.test", &to, &smtp::stuffed(&made.content)) {
                 Ok(reply) if reply.code == 250 => taken.push(made),
@@ -103,7 +103,7 @@ fn check_full_disk(size: usize) {
         .set("spool.min_free", "\"0B\"")
         .set("spool.min_free_inodes", "0")
         .start();
-    let (taken, met) = fill(&mut relay, size);
+    let (taken, met) = fill(&mut relay, 1, size);
     println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
     assert!(taken.len() > 10, "only {} messages fit", taken.len());
     // The line passes the log's buffer first.
@@ -155,7 +155,7 @@ fn check_short_of_space(size: usize, killed: bool) {
         .set("spool.path", &format!("\"{}\"", disk.spool().display()))
         .set("spool.min_free", "\"24MiB\"")
         .start();
-    let (taken, met) = fill(&mut relay, size);
+    let (taken, met) = fill(&mut relay, 1, size);
     println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
     assert!(taken.len() > 50, "only {} messages fit", taken.len());
     assert_eq!(met, Met::Refused(452));
@@ -173,6 +173,47 @@ fn check_short_of_space(size: usize, killed: bool) {
     await_all(&sink, &taken);
     relay.await_ready();
     assert_eq!(relay.submit(&["again@x.test"], b"Subject: again\r\n\r\nhello\r\n").code, 250);
+}
+
+/// The database's file keeps the room that mail took once; when something else takes what is left of the disk, new mail needs
+/// some of that again.
+#[test]
+fn room_that_mail_left_in_the_database_is_given_back_when_the_disk_has_none() {
+    let disk = SmallDisk::mount("128m");
+    let (sink, closed) = closed_sink();
+    let mut relay = Setup::new()
+        .route("*", sink.address())
+        .set("spool.path", &format!("\"{}\"", disk.spool().display()))
+        .set("spool.min_free", "\"48MiB\"")
+        .set("spool.reserve", "\"16MiB\"")
+        .start();
+    let database = || std::fs::metadata(disk.spool().join("db")).unwrap().len() >> 20;
+    let (first, met) = fill(&mut relay, 1, 4 << 10);
+    assert_eq!(met, Met::Refused(452));
+    closed.store(false, Ordering::SeqCst);
+    await_all(&sink, &first);
+    relay.await_ready();
+    let grown = database();
+    println!("{} messages taken; the database has {grown} MiB", first.len());
+    assert!(grown > 40);
+
+    // Less than an eighth of `spool.min_free` is left.
+    let other = disk.folder.path().join("other");
+    let left = nix::sys::statvfs::statvfs(disk.folder.path()).unwrap();
+    let left = left.blocks_available() * left.fragment_size();
+    std::fs::write(&other, vec![7; usize::try_from(left).unwrap() - (5 << 20)]).unwrap();
+    crate::support::wait_until("the database to be compacted", PATIENCE, || database() < 8);
+    relay.await_ready();
+    closed.store(true, Ordering::SeqCst);
+    std::fs::remove_file(&other).unwrap();
+    let (second, met) = fill(&mut relay, 2, 4 << 10);
+    println!("{} more; the database has {} MiB", second.len(), database());
+    assert_eq!(met, Met::Refused(452));
+    assert!(second.len() * 10 > first.len() * 9, "all of the room is there again");
+    relay.kill();
+    relay.restart();
+    closed.store(false, Ordering::SeqCst);
+    await_all(&sink, &second);
 }
 
 /// Waits until `/readyz` tells why no mail is taken.

@@ -14,6 +14,7 @@
 mod alarm;
 mod before;
 mod cache;
+pub mod compact;
 mod count;
 pub(super) mod open;
 mod snapshot;
@@ -23,12 +24,14 @@ mod tests;
 pub(super) mod whole;
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use sled::{Batch, IVec};
 
 use self::cache::Cache;
+use self::compact::CompactError;
 use self::count::Count;
 use self::open::OpenDatabase;
 use self::snapshot::{SNAPSHOT_AT_THE_END, SNAPSHOT_WHILE_RUNNING};
@@ -36,7 +39,7 @@ use super::content::ContentFiles;
 use super::database::{Change, Database, Tree, Visit};
 use super::space;
 use super::sync::{self, Watch};
-use super::{Reads, SpoolError};
+use super::{Compacted, Reads, SpoolError};
 
 /// The spool on disk. Dropping it closes the database and gives the folder free.
 pub type SledSpool = Database<SledTree>;
@@ -96,16 +99,10 @@ impl Tree for SledTree {
             return Ok(());
         }
         self.with(|db| {
-            let mut settle = cache::Settle::default();
-            for pair in db.range(from..to) {
-                let (key, value) = pair?;
-                self.count.read(&key);
-                settle.read(db, &key);
-                if !visit(&key, &value) {
-                    break;
-                }
-            }
-            Ok(())
+            visit_range(db, db.range(from..to), &mut |key, value| {
+                self.count.read(key);
+                if visit(key, value) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })
         })
     }
 
@@ -150,6 +147,17 @@ impl Tree for SledTree {
         self.take_snapshot_from(SNAPSHOT_AT_THE_END);
     }
 
+    fn compact(&self, most: u64) -> Result<Option<Compacted>, SpoolError> {
+        match self.compact_at_most(most) {
+            Ok(compacted) => Ok(Some(compacted)),
+            Err(CompactError::Spool(error)) => Err(error),
+            Err(why) => {
+                tracing::debug!(%why, "the database stays as it is");
+                Ok(None)
+            }
+        }
+    }
+
     fn syncs(&self) -> u64 {
         self.watch.syncs() + sync::other_syncs()
     }
@@ -167,11 +175,37 @@ impl SledTree {
 
     /// Uses the database.
     fn with<T>(&self, ask: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, SpoolError> {
+        self.hold(|db| ask(db).map_err(|error| trouble(&self.folder, error)))
+    }
+
+    /// Keeps the database open meanwhile.
+    fn hold<T>(&self, work: impl FnOnce(&sled::Db) -> Result<T, SpoolError>) -> Result<T, SpoolError> {
         match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(open) => ask(&open.db).map_err(|error| trouble(&self.folder, error)),
+            Some(open) => work(&open.db),
             None => Err(SpoolError::Closed(self.failed.get().cloned().unwrap_or_default())),
         }
     }
+}
+
+/// What is called for each pair.
+type VisitPair<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
+/// Visits all pairs in order of key.
+fn visit_pairs(db: &sled::Db, visit: VisitPair<'_>) -> sled::Result<()> {
+    visit_range(db, db.iter(), visit)
+}
+
+/// Visits the pairs and lets the cache go of them.
+fn visit_range(db: &sled::Db, pairs: sled::Iter, visit: VisitPair<'_>) -> sled::Result<()> {
+    let mut settle = cache::Settle::default();
+    for pair in pairs {
+        let (key, value) = pair?;
+        settle.read(db, &key);
+        if visit(&key, &value).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// sled's error in our words.

@@ -49,8 +49,8 @@ impl SledTree {
         if written < SNAPSHOT_AT_THE_END { written } else { written.min(self.watch.length()) }
     }
 
-    fn open_again(&self) -> Result<OpenDatabase, SpoolError> {
-        wait_for_the_last_one(self.watch.file(), &self.folder)?;
+    pub(super) fn open_again(&self) -> Result<OpenDatabase, SpoolError> {
+        self.watch.with_file(|own| wait_for_the_last_one(own, &self.folder))?;
         let open = OpenDatabase::open(&self.folder, self.cache.capacity)?;
         // The snapshot has a name and a mode of sled's choice.
         protect_and_sync(&self.folder)?;
@@ -60,7 +60,7 @@ impl SledTree {
 }
 
 /// sled panics in its destructor when its last sync fails.
-fn close(open: OpenDatabase) -> Result<(), SpoolError> {
+pub(super) fn close(open: OpenDatabase) -> Result<(), SpoolError> {
     catch_unwind(AssertUnwindSafe(|| drop(open)))
         .map_err(|_| SpoolError::Closed("the database could not be closed".to_owned()))
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::{fs, sync::Arc};
 
 use uuid::Uuid;
@@ -154,13 +154,23 @@ fn readers_wait_while_a_snapshot_is_taken() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
     spool.commit(&arrival(&envelope(1, 20_000, vec![recipient("x@a.example")]))).expect("committed");
+    let (reads, over) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            (0..500).for_each(|_| assert_eq!(spool.content(id(1)).expect("readable"), bytes(20_000)));
+            while !over.load(Ordering::SeqCst) {
+                assert_eq!(spool.content(id(1)).expect("readable"), bytes(20_000));
+                reads.fetch_add(1, Ordering::SeqCst);
+            }
         });
-        while !reader.is_finished() {
+        for _ in 0..10 {
+            let before = reads.load(Ordering::SeqCst);
             spool.tree.take_snapshot_from(0);
+            // Whoever wants to write goes first: the next snapshot would keep the reader out.
+            while !reader.is_finished() && reads.load(Ordering::SeqCst) < before + 2 {
+                std::thread::yield_now();
+            }
         }
+        over.store(true, Ordering::SeqCst);
         reader.join().expect("every read found it");
     });
 }

@@ -1,11 +1,10 @@
 //! What an operator does with the spool of a relay that is stopped: [`check`] it, [`export`](mod@export) and
-//! [`import`](mod@import) its mail, [`compact`](mod@compact) its database.
+//! [`import`](mod@import) its mail; [`crate::spool::sled::compact`] compacts its database.
 //!
 //! Each of them holds the spool's lock, so no relay runs meanwhile. None holds more in memory than one message and a
 //! bounded number of keys, however long the queue is.
 
 pub mod check;
-pub mod compact;
 pub mod export;
 pub mod import;
 mod line;

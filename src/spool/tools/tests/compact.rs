@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::super::compact::{CompactError, Fit, State, check_room, compact, compact_through, fit};
 use super::*;
 use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
+use crate::spool::sled::compact::{CompactError, Fit, State, check_room, compact, compact_through, fit};
 use crate::spool::sled::swap::{Step, settle, snapshots};
-use crate::spool::suite::{copy, departure};
+use crate::spool::suite::{arrival, copy, departure};
 
 fn config(home: &Path) -> SpoolConfig {
     SpoolConfig { path: home.join("spool"), reserve: 0, ..SpoolConfig::default() }
@@ -52,6 +54,106 @@ fn a_compacted_spool_is_smaller_and_has_all_that_was_there() {
     let again = compact(&config(home.path())).expect("compacted");
     assert!(again.after <= again.before, "{again:?}");
     assert!(!home.path().join("spool/compact").exists());
+}
+
+#[test]
+fn a_spool_is_compacted_while_it_is_read_and_written() {
+    let home = folder();
+    grown(home.path());
+    let spool = sled_in(home.path()).expect("opens");
+    let (first, syncs) = (spool.content(id(1)).expect("readable"), spool.syncs());
+    let database = home.path().join("spool/db");
+    let length = || fs::metadata(&database).expect("there").len();
+    let grown = length();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (spool, done, first) = (&spool, &done, &first);
+        scope.spawn(move || {
+            while !done.load(Ordering::SeqCst) {
+                assert_eq!(spool.content(id(1)).expect("readable"), first);
+            }
+        });
+        let writer = scope.spawn(move || {
+            for number in 10..=60 {
+                spool.commit(&arrival(&envelope(number, 3_000, vec![recipient("x@a.example")]))).expect("ok");
+            }
+        });
+        for _ in 0..3 {
+            let compacted = spool.compact(u64::MAX).expect("compacted").expect("tried");
+            assert!(compacted.after <= compacted.before, "{compacted:?}");
+        }
+        writer.join().expect("no panic");
+        done.store(true, Ordering::SeqCst);
+    });
+    assert!(length() * 4 < grown, "{} of {grown}", length());
+    let counted = spool.syncs();
+    assert!(counted >= syncs + 51, "a sync for each commit, before and after: {syncs}, {counted}");
+    let before = all(&spool);
+    // As `kill -9` would leave it, and as a stop does.
+    let killed = home.path().join("killed");
+    copy(&home.path().join("spool"), &killed.join("spool"));
+    drop(spool);
+    for home in [&killed, home.path()] {
+        let spool = sled_in(home).expect("opens");
+        assert_eq!(all(&spool), before);
+        (10..=60).for_each(|number| assert_eq!(spool.content(id(number)).expect("there").len(), 3_000));
+    }
+}
+
+/// At each sync of either database from the compaction on, a power cut may leave what is on disk.
+#[test]
+fn at_each_sync_after_a_compaction_a_copy_of_the_folder_has_all_that_was_answered() {
+    let (home, cuts) = (folder(), folder());
+    grown(home.path());
+    let spool = sled_in(home.path()).expect("opens");
+    let answered = Arc::new(AtomicU64::new(0));
+    let copies = Arc::new(Mutex::new(Vec::new()));
+    spool.tree.watch.hook({
+        let (from, to) = (home.path().join("spool"), cuts.path().to_owned());
+        let (answered, copies) = (answered.clone(), copies.clone());
+        Box::new(move || {
+            let mut copies = copies.lock().expect("no panic");
+            let target = to.join(copies.len().to_string());
+            copy(&from, &target.join("spool"));
+            copies.push((answered.load(Ordering::SeqCst), target));
+            Ok(())
+        })
+    });
+    spool.compact(u64::MAX).expect("compacted");
+    for number in 1..=20 {
+        spool
+            .commit(&arrival(&envelope(100 + number, 7_000, vec![recipient("x@a.example")])))
+            .expect("committed");
+        answered.store(u64::from(number), Ordering::SeqCst);
+    }
+    spool.tree.watch.hook(Box::new(|| Ok(())));
+    let copies = copies.lock().expect("no panic");
+    assert!(copies.len() >= 20, "{} syncs", copies.len());
+    for (answered, cut) in &*copies {
+        let spool = sled_in(cut).expect("opens");
+        for number in 1..=u8::try_from(*answered).expect("few") {
+            assert_eq!(spool.content(id(100 + number)).expect("readable").len(), 7_000);
+        }
+        assert!(spool.message(id(1)).expect("readable").is_some());
+    }
+}
+
+#[test]
+fn a_running_spool_that_is_too_full_or_has_no_room_for_a_copy_stays_as_it_is() {
+    let home = folder();
+    grown(home.path());
+    let spool = sled_in(home.path()).expect("opens");
+    let before = all(&spool);
+    let length = || fs::metadata(home.path().join("spool/db")).expect("there").len();
+    let grown = length();
+    assert_eq!(spool.compact(20_000).expect("not an error"), None, "there is more in it");
+    // A file in the way of the copy, which nobody may take for one that a crash left.
+    fs::write(home.path().join("spool/compact"), b"").expect("written");
+    spool.compact(u64::MAX).expect_err("no copy can be written");
+    assert_eq!((length(), all(&spool)), (grown, before));
+    fs::remove_file(home.path().join("spool/compact")).expect("removed");
+    spool.commit(&arrival(&envelope(99, 3_000, vec![recipient("x@a.example")]))).expect("goes on");
+    assert!(spool.compact(u64::MAX).expect("compacted").is_some_and(|done| done.after < done.before));
 }
 
 #[test]
