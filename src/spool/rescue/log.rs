@@ -1,9 +1,9 @@
 //! sled's log, read from front to back without sled: what is damaged is stepped over, and noted.
 //!
 //! Where a message is damaged its length is believed only when its body has the shape of its kind, which holds the
-//! length a second time; else the rest of the segment is given up. Nothing is searched for byte by byte: what lies
-//! between messages may be the text of a mail, and its sender could have written anything there, messages of this log
-//! included (promise P6).
+//! length a second time; else what follows is given up, up to the end of the batch if its manifest could be read, or of the
+//! segment. Nothing is searched for byte by byte: what lies between messages may be the text of a mail, and its sender
+//! could have written anything there, messages of this log included (promise P6).
 //!
 //! Where the log ends follows sled. A batch has a manifest in front that names its last position, and is written before the
 //! next one begins: so all before the last readable manifest was on the disk once, and what is missing there is damage.
@@ -192,6 +192,7 @@ impl Log {
         let mut damage = Damage { segments: self.damage.segments, ..Damage::default() };
         let mut buffer = vec![0; SEGMENT];
         self.torn = false;
+        let mut batch_end = 0;
         for segment in &self.segments {
             let base = segment.number * SIZE;
             if base >= self.end {
@@ -199,22 +200,25 @@ impl Log {
                 break;
             }
             self.read_segment(segment.offset, &mut buffer);
-            for step in Walk::new(&buffer, segment.number) {
+            let mut walk = Walk::new(&buffer, segment.number);
+            walk.batch_end = batch_end;
+            for step in &mut walk {
                 match step {
                     Step::Message(at, _) if base + at as u64 >= self.end => {
                         self.torn = true;
                         break;
                     }
-                    Step::Damaged(at, _) | Step::Lost(at) if base + at as u64 >= self.end => break,
+                    Step::Damaged(at, _) | Step::Lost(at, _) if base + at as u64 >= self.end => break,
                     Step::Message(at, message) if message.kind != Kind::Elsewhere => {
                         visit(entry(segment, at, message));
                     }
                     Step::Message(at, message) | Step::Damaged(at, message) => {
                         damage.step_over(base + at as u64, &message);
                     }
-                    Step::Lost(at) => damage.give_up(segment.number, at),
+                    Step::Lost(from, to) => damage.give_up(base + from as u64, base + to as u64),
                 }
             }
+            batch_end = walk.batch_end;
         }
         damage.holes.sort_unstable();
         self.damage = damage;
@@ -310,7 +314,10 @@ impl Log {
                 match step {
                     Step::Message(at, message) => end = base + (at + message.len()) as u64,
                     Step::Damaged(..) => {}
-                    Step::Lost(_) => whole = false,
+                    Step::Lost(..) => {
+                        whole = false;
+                        break;
+                    }
                 }
             }
             let next = self.segments.partition_point(|next| next.number <= segment.number);
@@ -333,7 +340,9 @@ fn batch_ends(segment: &[u8], number: u64) -> Vec<u64> {
             match step {
                 Step::Message(_, message) => ends.extend(message.batch_end()),
                 Step::Damaged(..) => {}
-                Step::Lost(at) => from = next_message(segment, number, at + 1),
+                Step::Lost(at, SEGMENT) => from = next_message(segment, number, at + 1),
+                // No batch begins in another one.
+                Step::Lost(..) => {}
             }
         }
     }
@@ -357,9 +366,9 @@ impl Damage {
         }
     }
 
-    fn give_up(&mut self, number: u64, at: usize) {
+    fn give_up(&mut self, from: u64, to: u64) {
         self.messages += 1;
-        self.holes.push((number * SIZE + at as u64, (number + 1) * SIZE));
+        self.holes.push((from, to));
     }
 }
 
@@ -391,8 +400,8 @@ pub(super) enum Step<'a> {
     Message(usize, Message<'a>),
     /// A damaged one, whose length is known.
     Damaged(usize, Message<'a>),
-    /// From here on nothing can be read.
-    Lost(usize),
+    /// From the first place on nothing can be read up to the second one.
+    Lost(usize, usize),
 }
 
 /// Goes through a segment, message by message.
@@ -401,6 +410,8 @@ pub(super) struct Walk<'a> {
     number: u64,
     /// `None` after the last one.
     at: Option<usize>,
+    /// Position of the last byte of the newest batch so far: the next message follows it.
+    batch_end: u64,
 }
 
 impl<'a> Walk<'a> {
@@ -409,7 +420,19 @@ impl<'a> Walk<'a> {
     }
 
     fn from(segment: &'a [u8], number: u64, at: usize) -> Self {
-        Self { segment, number, at: Some(at) }
+        Self { segment, number, at: Some(at), batch_end: 0 }
+    }
+
+    fn message(&self, at: usize) -> Option<Message<'a>> {
+        Message::read(&self.segment[at..]).filter(|message| message.segment == self.number)
+    }
+
+    /// What is at `at` can't be read: goes on behind the batch, if there is a message.
+    fn give_up(&mut self, at: usize) -> Step<'a> {
+        let behind = usize::try_from((self.batch_end + 1).saturating_sub(self.number * SIZE)).unwrap_or(0);
+        let there = behind > at && behind < self.segment.len();
+        self.at = (there && self.message(behind).is_some_and(|message| message.sound)).then_some(behind);
+        Step::Lost(at, self.at.unwrap_or(self.segment.len()))
     }
 }
 
@@ -421,19 +444,18 @@ impl<'a> Iterator for Walk<'a> {
         if at + format::RED_ZONE > self.segment.len() {
             return None;
         }
-        let message = Message::read(&self.segment[at..]).filter(|message| message.segment == self.number);
-        let Some(message) = message else { return Some(Step::Lost(at)) };
-        match message {
-            Message { kind: Kind::Cap, sound: true, .. } => None,
-            Message { sound: true, .. } => {
+        match self.message(at) {
+            Some(Message { kind: Kind::Cap, sound: true, .. }) => None,
+            Some(message) if message.sound => {
+                self.batch_end = message.batch_end().unwrap_or(self.batch_end);
                 self.at = Some(at + message.len());
                 Some(Step::Message(at, message))
             }
-            _ if message.is_shaped() => {
+            Some(message) if message.is_shaped() => {
                 self.at = Some(at + message.len());
                 Some(Step::Damaged(at, message))
             }
-            _ => Some(Step::Lost(at)),
+            _ => Some(self.give_up(at)),
         }
     }
 }

@@ -60,7 +60,7 @@ fn first_damage_in(log: &Log, segments: &[Segment], safe: u64) -> Option<u64> {
         log.read_segment(segment.offset, &mut buffer);
         let at = Walk::new(&buffer, segment.number).find_map(|step| match step {
             Step::Message(..) => None,
-            Step::Damaged(at, _) | Step::Lost(at) => Some(at),
+            Step::Damaged(at, _) | Step::Lost(at, _) => Some(at),
         })?;
         let was_safe = segment.number * (SEGMENT as u64) + (at as u64) < safe;
         (was_safe && !is_written_anew(&buffer[at..], segment.number)).then_some(segment.offset + at as u64)

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::open::{CONTENT, DATABASE, io_error};
 use super::swap;
 use crate::spool::SpoolError;
+use crate::spool::content::ContentFiles;
 use crate::spool::rescue::proof;
 
 /// Refuses a database of which something is damaged that was safe once and that sled would have to read.
@@ -50,9 +51,9 @@ pub(super) fn must_not_be_missing(folder: &Path) -> Result<(), SpoolError> {
 /// Refuses a database with nothing in it beside files with content of mail: the sweep would remove them.
 pub(super) fn nothing_may_be_beside_it(folder: &Path) -> Result<(), SpoolError> {
     let content = folder.join(CONTENT);
-    let count = match fs::read_dir(&content) {
+    let count = match ContentFiles::new(content.clone()).names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        entries => entries.map_err(io_error(&content, "can't be read"))?.count(),
+        names => names.map_err(io_error(&content, "can't be read"))?.values().map(Vec::len).sum(),
     };
     if count == 0 {
         Ok(())

@@ -8,8 +8,8 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::super::{SpoolError, sync};
-use super::SledSpool;
 use super::open::{DATABASE, io_error, private_file};
+use super::{SledSpool, before};
 use crate::config::SpoolConfig;
 
 /// Stands in the new spool of a rescue until that is complete. In it is the instance id of the rescue.
@@ -19,12 +19,15 @@ impl SledSpool {
     /// Makes sure that `config.path` has a spool, for what must not make one.
     ///
     /// # Errors
-    /// [`SpoolError::Missing`], and [`SpoolError::Io`] when nobody can tell.
+    /// [`SpoolError::Missing`], [`SpoolError::Database`] when only its database is, and [`SpoolError::Io`] when nobody can tell.
     pub fn must_exist(config: &SpoolConfig) -> Result<(), SpoolError> {
         let database = config.path.join(DATABASE);
         match fs::metadata(&database) {
             Ok(_) => Ok(()),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                if config.path.is_dir() {
+                    before::must_not_be_missing(&config.path)?;
+                }
                 Err(SpoolError::Missing(config.path.clone()))
             }
             Err(error) => Err(io_error(&database, "can't be looked at")(error)),

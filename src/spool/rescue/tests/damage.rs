@@ -114,6 +114,54 @@ fn a_lost_segment_costs_only_what_is_in_it() {
     }
 }
 
+/// The places of all readable messages of a segment, and the place behind the batch that each belongs to (of those that are
+/// between batches, and of a batch that goes on in the next segment, the end of the segment).
+fn places(segment: &[u8], number: u64) -> Vec<(usize, usize)> {
+    let base = number * SEGMENT as u64;
+    let mut behind = 0;
+    let place = |step| match step {
+        Step::Message(at, message) => {
+            let end = message.batch_end().and_then(|end| usize::try_from(end + 1 - base).ok());
+            let outside = at >= behind;
+            behind = end.unwrap_or(behind);
+            let known = !outside && behind < SEGMENT;
+            Some((at, if known { behind } else { SEGMENT }))
+        }
+        _ => None,
+    };
+    Walk::new(segment, number).filter_map(place).collect()
+}
+
+#[test]
+fn a_lost_length_costs_what_follows_in_its_batch() {
+    let home = folder();
+    let spool = sled_in(home.path()).expect("opens");
+    // Short batches: several in a segment.
+    (0..60).for_each(|number| spool.commit(&[arrival(number)]).expect("committed"));
+    drop(spool);
+    let sound = fs::read(home.path().join("spool/db")).expect("readable");
+    let mut batches = 0;
+    for segment in sound.chunks(SEGMENT) {
+        let Some(SegmentHeader { number, .. }) = SegmentHeader::read(segment) else { continue };
+        let places = places(segment, number);
+        for (at, behind) in &places {
+            let mut damaged = segment.to_vec();
+            damaged[*at..at + 12].fill(0xff);
+            let found: Vec<usize> = Walk::new(&damaged, number)
+                .filter_map(|step| match step {
+                    Step::Message(at, _) => Some(at),
+                    _ => None,
+                })
+                .collect();
+            let left: Vec<usize> =
+                places.iter().map(|(at, _)| *at).filter(|it| it < at || it >= behind).collect();
+            assert_eq!(found, left, "segment {number}, place {at}");
+            batches += usize::from(*behind < SEGMENT && left.last() > Some(at));
+        }
+    }
+    assert!(batches > 100, "{batches}");
+}
+
 #[test]
 fn without_its_header_a_segment_is_read_all_the_same() {
     let patient = Patient::new(400, 200);

@@ -3,7 +3,9 @@
 use super::super::format::{SEGMENT, SEGMENT_HEADER, SegmentHeader};
 use super::super::proof::first_damage;
 use super::*;
+use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
+use crate::spool::sled::SledSpool;
 
 impl Stopped {
     /// A copy of it whose database has other bytes.
@@ -146,7 +148,8 @@ fn content_of_mail_without_its_database_is_kept() {
     for lost in [&["db"][..], &["db", "conf"]] {
         let stopped = Stopped::new(20, 20);
         let spool = stopped.home.path().join("spool");
-        fs::write(spool.join("content/some.file"), "content").expect("written");
+        let content = spool.join("content").join(format!("{}.run0", id(1)));
+        fs::write(&content, "content").expect("written");
         for name in lost {
             fs::remove_file(spool.join(name)).expect("removed");
         }
@@ -154,6 +157,17 @@ fn content_of_mail_without_its_database_is_kept() {
             let refused = sled_in(stopped.home.path()).map(drop).expect_err("mail would be lost").to_string();
             assert!(refused.contains("\"db\" is missing or has nothing in it"), "{refused}");
         }
-        assert!(spool.join("content/some.file").exists());
+        let config = SpoolConfig { path: spool.clone(), ..SpoolConfig::default() };
+        let refused =
+            SledSpool::open_existing(&config).map(drop).expect_err("nothing to look at").to_string();
+        assert!(refused.contains("\"db\" is missing or has nothing in it"), "{refused}");
+        assert!(content.exists());
     }
+}
+
+#[test]
+fn a_content_folder_with_other_things_in_it_is_no_content_of_mail() {
+    let home = folder();
+    fs::create_dir_all(home.path().join("spool/content/lost+found")).expect("made");
+    assert!(sled_in(home.path()).is_ok(), "a file system of its own has this");
 }
