@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::SCHEDULING;
 use crate::support::clients::{Clients, Outcome, Sent};
 use crate::support::sink::{Ending, Sink, Transaction};
 
@@ -16,6 +15,8 @@ pub struct Kill {
     pub dead: Instant,
     /// Messages answered since the one before.
     pub answered: usize,
+    /// What the machine may take to wake a thread.
+    pub scheduling: Duration,
     /// From the death to a ready relay.
     pub restart: Duration,
 }
@@ -222,7 +223,7 @@ fn line(kill: &Kill, sent: &[Sent], ledger: &[Transaction]) -> Line {
             _ => {}
         }
     }
-    let window = window + SCHEDULING;
+    let window = window + kill.scheduling;
     let excused = |line: &&Transaction| line.ending == Ending::Answered && excuses(kill, window, line);
     Line {
         kill: kill.clone(),

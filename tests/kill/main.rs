@@ -13,7 +13,8 @@
 //!   - *open reports*: answered by the sink in the last `w` before `t`. The relay may have learnt of it, but the commit that
 //!     holds the report may not have been on disk. A report waits exactly for what a client's 250 waits for, the commit
 //!     on its way and the next one, so `w` is measured, not chosen: the longest that a client waited for its 250 in the
-//!     last second before `t`, those that `t` cut off included; and [`SCHEDULING`] for the way of the 250 to the queue.
+//!     last second before `t`, those that `t` cut off included; and for the way of the 250 to the queue
+//!     [`SCHEDULING`], or twice what a thread of this test had to wait for the machine in that second, if that is more.
 //!
 //!   Each double has to be excused by itself, and so their number per kill is within the bound that the table shows.
 //!
@@ -25,6 +26,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod account;
+mod scheduling;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -32,6 +34,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use account::{Account, Kill};
+use scheduling::Scheduling;
 use support::clients::Clients;
 use support::message::Chance;
 use support::relay::{Relay, Setup};
@@ -61,7 +64,9 @@ fn nothing_answered_is_lost_or_damaged_and_nothing_is_doubled_without_need() {
         .start();
     let clients = Clients::start(CLIENTS, relay.smtp(), seed);
     let mut chance = Chance::new(seed);
-    let kills: Vec<Kill> = (0..kills).map(|_| kill_under_load(&mut relay, &clients, &mut chance)).collect();
+    let scheduling = Scheduling::measure();
+    let kills: Vec<Kill> =
+        (0..kills).map(|_| kill_under_load(&mut relay, &clients, &scheduling, &mut chance)).collect();
     clients.pause();
     let answered = clients.wanted();
     let patience = Instant::now();
@@ -84,7 +89,7 @@ fn nothing_answered_is_lost_or_damaged_and_nothing_is_doubled_without_need() {
 }
 
 /// Lets the load run until enough is answered, kills at a random instant, starts again.
-fn kill_under_load(relay: &mut Relay, clients: &Clients, chance: &mut Chance) -> Kill {
+fn kill_under_load(relay: &mut Relay, clients: &Clients, machine: &Scheduling, chance: &mut Chance) -> Kill {
     let before = clients.answered();
     wait_until("enough answered messages", Duration::from_secs(60), || {
         assert!(!relay.has_ended(), "the relay ended by itself:\n{}", relay.last_lines(40));
@@ -95,9 +100,10 @@ fn kill_under_load(relay: &mut Relay, clients: &Clients, chance: &mut Chance) ->
     relay.kill();
     let answered = clients.answered() - before;
     let dead = Instant::now();
+    let scheduling = SCHEDULING.max(2 * machine.longest());
     relay.restart();
     relay.await_ready();
-    Kill { at, dead, answered, restart: dead.elapsed() }
+    Kill { at, dead, answered, scheduling, restart: dead.elapsed() }
 }
 
 /// A fresh message has no index keys until it leaves memory: after a kill the next run must look for it. Each run says
