@@ -33,7 +33,8 @@
 //! What else a crash can leave, and who removes it: a sled snapshot half written ([`sled`], before it opens), a reserve
 //! half allocated (made again at the next start), a compaction half done ([`sled::compact`] has its states; the next open
 //! removes the copy or finishes the swap), a wake key of a destination that has nothing due (the Queue, when that
-//! time comes), a new spool without its format record (it is written at the next start), records of an older format beside the
+//! time comes), a new spool without its format record (it is written at the next start), a database that `closed` says nothing of, or a torn
+//! `closed` (the next start takes what it can't read at the end of the log for torn, as after any crash), records of an older format beside the
 //! mark of a migration (the next start goes on where it was).
 //!
 //! What no crash leaves, but damage can: an unsettled recipient without its due key, a due key that leads to nothing, a message
@@ -42,8 +43,8 @@
 //! forgotten), a due key without its message (quarantined, so that the loss is seen), a content file with a changed byte, of
 //! another length or with anything but a whole trailer behind its content (whoever reads it finds that before its last byte is
 //! passed on, and the message is quarantined: the file was synced before the commit that names it). A database of which
-//! something that was safe once can't be read, or that is missing beside content or a snapshot, is refused before sled
-//! changes it ([`sled`], `before.rs`): `posthaste spool rescue` saves the rest.
+//! something that was safe once can't be read, or that is missing beside content or a snapshot, or that was closed and is
+//! shorter now, is refused before sled changes it ([`sled`], `before.rs`, `closed.rs`): `posthaste spool rescue` saves the rest.
 
 pub mod content;
 mod database;

@@ -28,6 +28,8 @@ const SECTORS: usize = 4_096;
 #[derive(Debug)]
 pub struct Log {
     file: File,
+    /// Bytes of it.
+    length: u64,
     /// In order of number.
     segments: Vec<Segment>,
     /// No message from this position on is read.
@@ -104,8 +106,14 @@ impl Log {
     /// The system's, when not even the size of the file is known.
     pub fn open(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let mut log =
-            Self { file, segments: Vec::new(), end: u64::MAX, torn: false, damage: Damage::default() };
+        let mut log = Self {
+            file,
+            length,
+            segments: Vec::new(),
+            end: u64::MAX,
+            torn: false,
+            damage: Damage::default(),
+        };
         let mut buffer = vec![0; SEGMENT];
         for offset in (0..length).step_by(SEGMENT) {
             log.read_segment(offset, &mut buffer);
@@ -143,7 +151,7 @@ impl Log {
             }
         }
         segments.sort_unstable_by_key(|segment| (segment.number, segment.offset));
-        Ok((Self { file, segments, end: u64::MAX, torn: false, damage: Damage::default() }, headless))
+        Ok((Self { file, length, segments, end: u64::MAX, torn: false, damage: Damage::default() }, headless))
     }
 
     /// The first of these segments, of which the header can't be read, that sled would miss with a snapshot of this position.
@@ -180,6 +188,19 @@ impl Log {
             }
         }
         stable
+    }
+
+    /// The position behind the last message of the last segment, and where that is in the file; a message whose body is damaged
+    /// counts.
+    pub(super) fn reach(&self, buffer: &mut [u8]) -> (u64, u64) {
+        let Some(segment) = self.segments.last() else { return (0, 0) };
+        self.read_segment(segment.offset, buffer);
+        let behind = |step| match step {
+            Step::Message(at, message) | Step::Damaged(at, message) => Some(at + message.len()),
+            Step::Lost(..) => None,
+        };
+        let behind = Walk::new(buffer, segment.number).filter_map(behind).last().unwrap_or(SEGMENT_HEADER);
+        (segment.number * SIZE + behind as u64, segment.offset + behind as u64)
     }
 
     /// What could not be read so far: all of it is known after [`Log::read`].
@@ -232,6 +253,13 @@ impl Log {
     /// From now on these are read too.
     pub fn read_on(&mut self) {
         self.end = u64::MAX;
+    }
+
+    /// The database was closed with this length and this end of the log: nothing before it was torn, and what is not there is lost.
+    pub fn was_closed(&mut self, length: u64, end: u64) {
+        self.end = end;
+        let missing = length.saturating_sub(self.length);
+        self.damage.segments += missing.div_ceil(SIZE);
     }
 
     /// Reads a place again; `None` when the disk refuses.

@@ -28,6 +28,7 @@ use self::log::Log;
 use self::tree::Salvaged;
 use super::content::ContentFiles;
 use super::database::Tree;
+use super::sled::closed::Closed;
 use super::sled::{SledSpool, open, whole};
 use super::{SpoolError, keys, record};
 use crate::config::SpoolConfig;
@@ -154,7 +155,11 @@ pub fn rescue(from: &Path, to: &Path) -> Result<Report, RescueError> {
     let _held = hold(&from, &file)?;
     must_be_new(&from, to)?;
     must_be_readable(&from.join(open::CONTENT))?;
-    let old = Salvaged::read(Log::open(file).map_err(failed(&database))?);
+    let mut log = Log::open(file).map_err(failed(&database))?;
+    if let Some(closed) = Closed::read(&from)? {
+        log.was_closed(closed.length, closed.end);
+    }
+    let old = Salvaged::read(log);
     check_format(&from, &old)?;
     fill(&from, &old, to).map_err(|error| RescueError::HalfWay { to: to.to_owned(), error })
 }

@@ -20,20 +20,21 @@ use super::log::{Log, Segment, Step, Walk};
 /// Threads that look at a log at the same time.
 const THREADS_MAX: usize = 4;
 
-/// Looks through the part of a log that is newer than a snapshot of this position. The place in the file where something
-/// is damaged that was safe once, if anything is.
+/// Looks through the part of a log that is newer than a snapshot of this position and that went up to `end` at least (0: nobody
+/// knows). The place in the file where something is damaged that was safe once, if anything is.
 ///
 /// # Errors
 /// The system's, when the file can't be read at all.
-pub fn first_damage(database: &File, snapshot: u64) -> io::Result<Option<u64>> {
+pub fn first_damage(database: &File, snapshot: u64, end: u64) -> io::Result<Option<u64>> {
     let (log, headless) = Log::open_from(database.try_clone()?, snapshot)?;
     if let Some(offset) = log.lost_header(&headless, snapshot) {
         return Ok(Some(offset));
     }
     // A snapshot is written of what is safe.
-    let safe = log.safe_until(&mut vec![0; SEGMENT]).max(snapshot);
-    let end = log.segments().partition_point(|segment| segment.number * (SEGMENT as u64) < safe);
-    let segments = &log.segments()[..end];
+    let buffer = &mut vec![0; SEGMENT];
+    let safe = log.safe_until(buffer).max(snapshot).max(end);
+    let count = log.segments().partition_point(|segment| segment.number * (SEGMENT as u64) < safe);
+    let segments = &log.segments()[..count];
     // A start waits for this, and it is all checksums.
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let share = segments.len().div_ceil(threads).max(1);
@@ -47,7 +48,17 @@ pub fn first_damage(database: &File, snapshot: u64) -> io::Result<Option<u64>> {
             |thread: thread::ScopedJoinHandle<'_, Option<u64>>| thread.join().map_err(|_| thread_ended());
         threads.into_iter().map(join).collect::<io::Result<Vec<Option<u64>>>>()
     })?;
-    Ok(found.into_iter().flatten().next())
+    let (reached, offset) = log.reach(buffer);
+    Ok(found.into_iter().flatten().next().or((reached < end).then_some(offset)))
+}
+
+/// The position behind the last message of a log that is whole, of which there is a snapshot of this position.
+///
+/// # Errors
+/// The system's, when the file can't be read.
+pub fn end(database: &File, snapshot: u64) -> io::Result<u64> {
+    let (log, _) = Log::open_from(database.try_clone()?, snapshot)?;
+    Ok(log.reach(&mut vec![0; SEGMENT]).0)
 }
 
 fn thread_ended() -> io::Error {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use super::closed::Closed;
 use super::open::{CONTENT, DATABASE, io_error};
 use super::swap;
 use crate::spool::SpoolError;
@@ -19,17 +20,47 @@ pub(super) fn must_be_whole(folder: &Path) -> Result<(), SpoolError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(unreadable())?,
     };
-    match proof::first_damage(&file, newest_snapshot(folder)?).map_err(unreadable())? {
-        Some(offset) => Err(SpoolError::Database {
-            path: folder.to_owned(),
-            reason: format!("it is damaged: what is at byte {offset} of \"db\" can't be read"),
-        }),
+    let (snapshot, closed) = (newest_snapshot(folder)?, Closed::read(folder)?);
+    if let Some(closed) = closed {
+        compare(folder, &file, snapshot, closed)?;
+    }
+    let end = closed.map_or(0, |closed| closed.end);
+    match proof::first_damage(&file, snapshot, end).map_err(unreadable())? {
+        Some(offset) => {
+            damaged(folder, format!("it is damaged: what is at byte {offset} of \"db\" can't be read"))
+        }
         None => Ok(()),
     }
 }
 
+/// Refuses a database that is not the one that was closed here.
+fn compare(folder: &Path, file: &File, snapshot: u64, closed: Closed) -> Result<(), SpoolError> {
+    let length = file.metadata().map_err(io_error(folder, "its database can't be looked at"))?.len();
+    if length < closed.length {
+        let known = closed.length;
+        let reason = format!(
+            "it was cut short: \"db\" has {length} bytes and had {known} when it was closed; if you put an older one back, \
+             remove \"closed\" beside it"
+        );
+        return damaged(folder, reason);
+    }
+    // Positions only grow.
+    if snapshot < closed.snapshot {
+        let name = format!("snap.{:016X}", closed.snapshot);
+        return damaged(
+            folder,
+            format!("it was closed with the snapshot \"{name}\", which is missing; put it back"),
+        );
+    }
+    Ok(())
+}
+
+fn damaged(folder: &Path, reason: String) -> Result<(), SpoolError> {
+    Err(SpoolError::Database { path: folder.to_owned(), reason })
+}
+
 /// The position of the newest snapshot, which is in its name; 0 without one.
-fn newest_snapshot(folder: &Path) -> Result<u64, SpoolError> {
+pub(super) fn newest_snapshot(folder: &Path) -> Result<u64, SpoolError> {
     let names = swap::snapshots(folder)?;
     let positions = names.iter().filter_map(|name| u64::from_str_radix(name.strip_prefix("snap.")?, 16).ok());
     Ok(positions.max().unwrap_or(0))
@@ -44,6 +75,7 @@ pub(super) fn must_not_be_missing(folder: &Path) -> Result<(), SpoolError> {
             Err(io_error(&path, "can't be looked at")(error))
         }
         _ if !swap::snapshots(folder)?.is_empty() => refuse(folder, "its snapshot is there"),
+        _ if Closed::read(folder)?.is_some() => refuse(folder, "\"closed\" says that it was there"),
         _ => nothing_may_be_beside_it(folder),
     }
 }
@@ -64,5 +96,5 @@ pub(super) fn nothing_may_be_beside_it(folder: &Path) -> Result<(), SpoolError> 
 
 fn refuse(folder: &Path, what: &str) -> Result<(), SpoolError> {
     let reason = format!("\"db\" is missing or has nothing in it, but {what}; put it back");
-    Err(SpoolError::Database { path: folder.to_owned(), reason })
+    damaged(folder, reason)
 }

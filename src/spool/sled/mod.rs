@@ -9,11 +9,12 @@
 //! reads wait behind the batch, for one sync at most.
 //!
 //! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours,
-//! `compact/` or `compacted/` during a compaction, and `rescue.unfinished` during the rescue that fills it. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
+//! `closed` when nobody has it open, `compact/` or `compacted/` during a compaction, and `rescue.unfinished` during the rescue that fills it. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
 mod before;
 mod cache;
+pub(super) mod closed;
 pub mod compact;
 mod count;
 pub(super) mod open;
@@ -26,11 +27,12 @@ pub(super) mod whole;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use sled::{Batch, IVec};
 
 use self::cache::Cache;
+use self::closed::Closing;
 use self::compact::CompactError;
 use self::count::Count;
 use self::open::OpenDatabase;
@@ -49,9 +51,10 @@ pub struct SledTree {
     // Dropped in this order: sled writes its last bytes under our watch and our lock, when nobody else has it open.
     /// `None` when it could not be opened again.
     database: RwLock<Option<OpenDatabase>>,
+    _closing: Closing,
     pub(super) watch: Watch,
     /// Why nothing more is written.
-    failed: OnceLock<String>,
+    failed: Arc<OnceLock<String>>,
     count: Count,
     cache: Cache,
     folder: PathBuf,

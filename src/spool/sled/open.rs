@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -17,6 +17,7 @@ use super::super::sync::{self, Watch};
 use super::super::{SpoolError, keys, migrate};
 use super::alarm::Alarm;
 use super::cache::Cache;
+use super::closed::{self, Closing};
 use super::count::Count;
 use super::{SledSpool, SledTree, before, swap, trouble};
 use crate::config::SpoolConfig;
@@ -92,11 +93,12 @@ impl SledSpool {
         let length = own.metadata().map_err(io_error(&database, "can't be looked at"))?.len();
         let watch = Watch::new(own).map_err(io_error(&database, "can't be looked at"))?;
         let database = RwLock::new(Some(OpenDatabase::open(&folder, config.cache)?));
-        let instance = instance.simple().to_string();
+        let (instance, failed) = (instance.simple().to_string(), Arc::new(OnceLock::new()));
         let tree = SledTree {
             database,
             watch,
-            failed: OnceLock::new(),
+            _closing: Closing { folder: folder.clone(), failed: failed.clone() },
+            failed,
             count: Count::default(),
             cache: Cache::new(config.cache),
             folder,
@@ -116,6 +118,8 @@ impl SledSpool {
         match ready {
             Ok(()) => Ok(Self { tree }),
             Err(error) => {
+                // What could not be used is not noted as closed.
+                tree.failed.get_or_init(|| error.to_string());
                 // sled panics in its destructor when its last sync fails, too: what failed first is what to tell.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(tree)));
                 Err(error)
@@ -240,6 +244,7 @@ pub(super) struct OpenDatabase {
 impl OpenDatabase {
     pub fn open(folder: &Path, cache: u64) -> Result<Self, SpoolError> {
         before::must_be_whole(folder)?;
+        closed::forget(folder)?;
         let config =
             sled::Config::new().path(folder).cache_capacity(cache).flush_every_ms(Some(FLUSH_EVERY_MS));
         let db = guarded(folder, || config.open().map_err(|error| damage_or_trouble(folder, error)))?;

@@ -408,7 +408,8 @@ fn a_database_in_which_sled_finds_nothing_is_no_new_spool() {
     let database = home.path().join("spool/db");
     for entry in fs::read_dir(home.path().join("spool")).expect("a folder") {
         let entry = entry.expect("an entry");
-        if entry.file_name().to_string_lossy().starts_with("snap.") {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("snap.") || name == "closed" {
             fs::remove_file(entry.path()).expect("removed");
         }
     }

@@ -6,6 +6,7 @@ use super::*;
 use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
 use crate::spool::sled::SledSpool;
+use crate::spool::sled::swap::snapshots;
 
 impl Stopped {
     /// A copy of it whose database has other bytes.
@@ -14,6 +15,12 @@ impl Stopped {
         copy(&self.home.path().join("spool"), &home.path().join("spool"));
         fs::write(home.path().join("spool/db"), bytes).expect("written");
         home
+    }
+
+    /// As `kill -9` would have left it: nobody knows where it ended.
+    fn killed(self) -> Self {
+        fs::remove_file(self.home.path().join("spool/closed")).expect("it was closed");
+        self
     }
 
     /// The numbers of its segments in the order of the file.
@@ -25,7 +32,7 @@ impl Stopped {
 fn damage_in(bytes: &[u8]) -> Option<u64> {
     let mut file = tempfile::tempfile().expect("a file");
     std::io::Write::write_all(&mut file, bytes).expect("written");
-    first_damage(&file, 0).expect("readable")
+    first_damage(&file, 0, 0).expect("readable")
 }
 
 /// Flips single bytes: each is refused, and nothing changed, or costs no message but of the last two commits.
@@ -54,6 +61,8 @@ fn flip(stopped: &Stopped, settled: &[u64], seed: u64, flips: usize) {
 #[test]
 fn a_flipped_byte_of_a_long_log_costs_nothing_unseen() {
     let stopped = Stopped::new(400, 120);
+    flip(&stopped, &stopped.live, 98, 60);
+    let stopped = stopped.killed();
     let last = 400 - 2 * AT_ONCE as u64;
     let settled: Vec<u64> = stopped.live.iter().copied().filter(|number| *number < last).collect();
     flip(&stopped, &settled, 99, 60);
@@ -81,7 +90,46 @@ fn a_flipped_byte_of_a_short_log_costs_nothing_unseen() {
     drop(spool);
     let sound = fs::read(home.path().join("spool/db")).expect("readable");
     let stopped = Stopped { home, live: numbers.clone(), sound };
-    flip(&stopped, &numbers[..37], 7, 80);
+    flip(&stopped, &numbers, 6, 80);
+    flip(&stopped.killed(), &numbers[..37], 7, 80);
+}
+
+#[test]
+fn a_database_that_was_closed_and_lost_its_end_is_refused() {
+    let stopped = Stopped::new(200, 60);
+    let mut dice = Dice(8);
+    for _ in 0..20 {
+        let cut = &stopped.sound[..dice.below(stopped.sound.len())];
+        let home = stopped.with(cut);
+        for _ in 0..2 {
+            let refused = sled_in(home.path()).map(drop).expect_err("it was longer").to_string();
+            let told = if cut.is_empty() { "is missing or has nothing in it" } else { "it was cut short" };
+            assert!(refused.contains(told), "{refused}");
+        }
+        assert!(fs::read(home.path().join("spool/db")).expect("readable") == cut);
+        if !cut.is_empty() {
+            let new = home.path().join("new");
+            let report = super::super::rescue(&home.path().join("spool"), &new).expect("rescued");
+            assert!(!report.is_whole(), "{report:?}");
+        }
+        // Whoever puts an older database back on purpose can say so.
+        fs::remove_file(home.path().join("spool/closed")).expect("removed");
+    }
+}
+
+#[test]
+fn a_database_that_was_closed_and_lost_its_snapshot_is_refused() {
+    let stopped = Stopped::new(200, 60);
+    drop(sled_in(stopped.home.path()).expect("opens"));
+    let spool = stopped.home.path().join("spool");
+    for name in snapshots(&spool).expect("readable") {
+        let moved = stopped.home.path().join(&name);
+        fs::rename(spool.join(&name), &moved).expect("moved");
+        let refused = sled_in(stopped.home.path()).map(drop).expect_err("refused").to_string();
+        assert!(refused.contains(&format!("{name}\", which is missing; put it back")), "{refused}");
+        fs::rename(moved, spool.join(&name)).expect("moved back");
+    }
+    assert_eq!(whole(&sled_in(stopped.home.path()).expect("opens").tree, &stopped.live), stopped.live);
 }
 
 #[test]
