@@ -13,8 +13,10 @@ use crate::spool::{Counters, SpoolError};
 
 /// How often it looks. Between two looks mail may take what `spool.min_free` leaves for that.
 const EVERY: Duration = Duration::from_millis(100);
-/// After a compaction, done or not, so many looks (a minute) pass before another one.
+/// After a compaction so many looks (a minute) pass before another one,
 const LOOKS_BETWEEN_COMPACTIONS: u32 = 600;
+/// and after one that came to nothing so many (ten seconds).
+const LOOKS_AFTER_NONE: u32 = 100;
 
 /// What the watch needs.
 pub struct SpaceWatch {
@@ -71,8 +73,10 @@ impl SpaceWatch {
             return self.rest.set(rest);
         }
         let Some(most) = space.worth_compacting(held, self.room.is_short()) else { return };
-        self.rest.set(LOOKS_BETWEEN_COMPACTIONS);
-        if let Some(Err(error)) = self.front.read_async(move |spool| spool.compact(most)).await {
+        let compacted = self.front.read_async(move |spool| spool.compact(most)).await;
+        let done = matches!(&compacted, Some(Ok(Some(done))) if done.after < done.before);
+        self.rest.set(if done { LOOKS_BETWEEN_COMPACTIONS } else { LOOKS_AFTER_NONE });
+        if let Some(Err(error)) = compacted {
             tracing::warn!(%error, "the database can't be compacted");
         }
     }

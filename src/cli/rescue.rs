@@ -133,7 +133,22 @@ fn verdict(report: &Report) -> String {
     if report.is_whole() {
         return "Everything in the old spool could be read.\n".to_owned();
     }
-    let mut verdict = "Not everything could be saved.\n".to_owned();
+    let mut verdict = "Not everything could be read.\n".to_owned();
+    let found = report.messages + report.quarantined + report.quarantined_before;
+    if let Some(missing) = report.counted.map(|counted| counted.saturating_sub(found)) {
+        let _ = match missing {
+            0 => writeln!(verdict, "Of the messages that the last commit counted none is missing."),
+            _ => writeln!(
+                verdict,
+                "{} missing.",
+                count(
+                    missing,
+                    "message that the last commit counted is",
+                    "messages that the last commit counted are"
+                )
+            ),
+        };
+    }
     if report.segments_unreadable + report.records_unreadable + report.pages_missing > 0 {
         verdict.push_str("Mail whose records could not be read is not among what was saved.\n");
     }
@@ -206,9 +221,12 @@ mod tests {
     fn the_exit_code_says_whether_all_was_saved() {
         let whole = Report { messages: 2, ..Report::default() };
         assert_eq!(code(&whole), ExitCode::SUCCESS);
-        let part = Report { quarantined: 1, ..whole };
+        let part = Report { quarantined: 1, counted: Some(5), ..whole };
+        assert!(told(&part).contains("2 messages that the last commit counted are missing."));
+        let all = Report { counted: Some(3), ..part.clone() };
+        assert!(told(&all).contains("none is missing"));
         assert_eq!(code(&part), ExitCode::from(EXIT_PART));
-        assert!(told(&part).contains("Not everything could be saved."));
+        assert!(told(&part).contains("Not everything could be read."));
         assert_eq!(code(&Report { records_unreadable: 1, ..Report::default() }), ExitCode::FAILURE);
     }
 }

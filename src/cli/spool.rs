@@ -39,7 +39,7 @@ pub struct SpoolArgs {
 /// The verbs of `posthaste spool`. The relay must be stopped for each of them.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SpoolVerb {
-    /// Go through every record and content file: what is there, what is damaged. Nothing is changed. Fails when there is damage
+    /// Go through every record and content file: what is there, what is damaged. No mail is changed. Fails when there is damage
     Check {
         /// Print each finding, and the summary, as a line of JSON
         #[arg(long)]

@@ -13,7 +13,7 @@ pub(super) fn count(number: u64, one: &str, many: &str) -> String {
 
 /// The spool's error; of a spool in use, with who uses it.
 pub(super) fn spool_trouble(error: &SpoolError) -> String {
-    let SpoolError::Locked(folder) = error else { return error.to_string() };
+    let SpoolError::Locked(folder) = error else { return error.to_tool() };
     let who = holder(folder).map(|pid| format!(" (process {pid})")).unwrap_or_default();
     format!(
         "the spool {} is in use by a running posthaste{who}: stop that one first, then run this again",

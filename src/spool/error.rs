@@ -23,6 +23,12 @@ pub enum SpoolError {
     /// It is not there.
     #[error("there is no spool in {0}; set spool.path, or name the configuration of its relay with --config")]
     Missing(PathBuf),
+    /// Its database is not there, or has nothing in it.
+    #[error(
+        "spool {0}: \"db\" is missing or has nothing in it, but {1}; put it back, or, if the mail in it is lost, move the folder \
+         away or set spool.path to another one"
+    )]
+    Lost(PathBuf, String),
     /// A rescue that ended before its end left it.
     #[error(
         "the spool {0} is an unfinished rescue: mail is missing in it; remove it and run posthaste spool rescue FROM TO again"
@@ -79,4 +85,16 @@ pub enum SpoolError {
         "spool {0}: this system does not sync writes to the device, so no mail can be accepted safely: {1}"
     )]
     NotDurable(PathBuf, String),
+}
+
+impl SpoolError {
+    /// What to tell who runs a tool, not the relay.
+    pub fn to_tool(&self) -> String {
+        match self {
+            Self::Full(path) => {
+                format!("the disk of {} is full; free some space, then run this again", path.display())
+            }
+            other => other.to_string(),
+        }
+    }
 }

@@ -46,8 +46,8 @@ pub struct Space {
     pub inodes: u64,
     /// Length of the database file.
     pub database: u64,
-    /// Whether the reserve is there.
-    pub reserve: bool,
+    /// Bytes that are set aside; 0: there is no reserve.
+    pub reserve: u64,
 }
 
 impl Space {
@@ -63,7 +63,7 @@ impl Space {
             free: disk.blocks_available().saturating_mul(disk.fragment_size()),
             inodes: if disk.files() == 0 { u64::MAX } else { disk.files_available() },
             database: length(DATABASE).unwrap_or(0),
-            reserve: length(RESERVE).is_ok(),
+            reserve: length(RESERVE).unwrap_or(0),
         })
     }
 
@@ -74,13 +74,15 @@ impl Space {
     }
 
     /// Whether the database is to be compacted while the relay runs, and how many bytes of keys and values at most: when
-    /// little is in a long file. `short` says whether new mail waits for room.
+    /// little is in a long file, and there is room for the copy. `short` says whether new mail waits for room.
     pub fn worth_compacting(&self, held: &Counters, short: bool) -> Option<u64> {
+        let copy = for_copy_of(live(held));
         let (long, most) = match short {
-            true => (for_copy_of(live(held)).saturating_mul(GROWN_TIMES), COPIED_MOST_WHILE_SHORT),
+            true => (copy.saturating_mul(GROWN_TIMES), COPIED_MOST_WHILE_SHORT),
             false => (GROWN, COPIED_MOST),
         };
-        (self.database >= long && live(held) <= most).then_some(most)
+        let fits = copy <= self.free.saturating_add(self.reserve);
+        (self.database >= long && live(held) <= most && fits).then_some(most)
     }
 }
 
@@ -124,7 +126,7 @@ impl Bounds {
         if space.inodes < bound(self.inodes) {
             return Some(Shortage::Inodes { free: space.inodes, bound: self.inodes });
         }
-        (self.reserve > 0 && !space.reserve).then_some(Shortage::Reserve)
+        (self.reserve > 0 && space.reserve == 0).then_some(Shortage::Reserve)
     }
 }
 
@@ -275,7 +277,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const BOUNDS: Bounds = Bounds { free: 100 * MIB, inodes: 1_000, reserve: 64 * MIB };
-    const EMPTY: Space = Space { free: 500 * MIB, inodes: 50_000, database: 0, reserve: true };
+    const EMPTY: Space = Space { free: 500 * MIB, inodes: 50_000, database: 0, reserve: 64 * MIB };
 
     fn held(messages: u64, tree_bytes: u64) -> Counters {
         Counters { messages, tree_bytes, ..Counters::default() }
@@ -290,7 +292,7 @@ mod tests {
         let few_files = Space { inodes: 999, ..EMPTY };
         let missing = BOUNDS.shortage(&few_files, &held(0, 0), false);
         assert_eq!(missing, Some(Shortage::Inodes { free: 999, bound: 1_000 }));
-        let used = Space { reserve: false, ..EMPTY };
+        let used = Space { reserve: 0, ..EMPTY };
         assert_eq!(BOUNDS.shortage(&used, &held(0, 0), false), Some(Shortage::Reserve));
         let none = Bounds { reserve: 0, ..BOUNDS };
         assert_eq!(none.shortage(&used, &held(0, 0), false), None);
@@ -326,6 +328,10 @@ mod tests {
         assert_eq!(of(31 * MIB, 0, true), None, "the copy may be as long as 8 MiB");
         assert_eq!(of(300 * MIB, 4_000, true), Some(64 * MIB));
         assert_eq!(of(1 << 40, 40_000, true), None, "{} bytes", 40_000 * 5 * 1_024);
+        let no_room = Space { free: 3 * MIB, reserve: 16 * MIB, database: 200 * MIB, ..EMPTY };
+        let waiting = |messages| no_room.worth_compacting(&held(messages, messages * 4_096), true);
+        assert_eq!(waiting(2_000), None, "the copy has no room yet");
+        assert_eq!(waiting(100), Some(64 * MIB), "in place of the reserve");
     }
 
     #[test]
@@ -340,9 +346,9 @@ mod tests {
         let free = Space::look(folder.path()).expect("looked").free;
         let too_much = Bounds { free, reserve: MIB, inodes: 0 };
         set_aside(folder.path(), &too_much).expect("not an error");
-        assert!(!Space::look(folder.path()).expect("looked").reserve);
+        assert_eq!(Space::look(folder.path()).expect("looked").reserve, 0);
         set_aside(folder.path(), &Bounds { free: MIB, ..too_much }).expect("set aside");
-        assert!(Space::look(folder.path()).expect("looked").reserve);
+        assert_eq!(Space::look(folder.path()).expect("looked").reserve, MIB);
         assert!(release_reserve(folder.path()));
     }
 }

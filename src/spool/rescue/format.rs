@@ -260,7 +260,7 @@ pub fn root(body: &[u8]) -> Option<Option<u64>> {
 }
 
 /// Takes values from the front of bytes; `None` when they end too early.
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
@@ -269,12 +269,12 @@ impl<'a> Reader<'a> {
         Some(taken)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub fn byte(&mut self) -> Option<u8> {
         self.take(1).map(|taken| taken[0])
     }
 
     /// A number: up to 240 in one byte, to 2287 in two, to 67823 in three, else a byte that tells how many follow.
-    fn number(&mut self) -> Option<u64> {
+    pub fn number(&mut self) -> Option<u64> {
         Some(match self.byte()? {
             small @ 0..=240 => u64::from(small),
             high @ 241..=248 => 240 + 256 * u64::from(high - 241) + u64::from(self.byte()?),
@@ -286,6 +286,12 @@ impl<'a> Reader<'a> {
                 u64::from_le_bytes(bytes)
             }
         })
+    }
+
+    /// A number of eight bytes that is not negative.
+    pub fn position(&mut self) -> Option<u64> {
+        let bytes = self.take(8)?.try_into().ok()?;
+        u64::try_from(i64::from_le_bytes(bytes)).ok()
     }
 
     /// A length and so many bytes.

@@ -1,8 +1,8 @@
 //! sled's log, read from front to back without sled: what is damaged is stepped over, and noted.
 //!
 //! Where a message is damaged its length is believed only when its body has the shape of its kind, which holds the
-//! length a second time; else what follows is given up, up to the end of the batch if its manifest could be read, or of the
-//! segment. Nothing is searched for byte by byte: what lies between messages may be the text of a mail, and its sender
+//! length a second time; else what follows is given up, up to the next place that a snapshot knows, to the end of the batch if its
+//! manifest could be read, or to that of the segment. Nothing is searched for byte by byte: what lies between messages may be the text of a mail, and its sender
 //! could have written anything there, messages of this log included (promise P6).
 //!
 //! Where the log ends follows sled. A batch has a manifest in front that names its last position, and is written before the
@@ -17,6 +17,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::format::{self, Kind, Message, SEGMENT, SEGMENT_HEADER, SegmentHeader};
+use super::snapshot::Snapshot;
+use super::walk::{Step, Walk};
 
 const SIZE: u64 = SEGMENT as u64;
 /// Numbers above this have no position.
@@ -30,6 +32,7 @@ pub struct Log {
     file: File,
     /// Bytes of it.
     length: u64,
+    snapshot: Snapshot,
     /// In order of number.
     segments: Vec<Segment>,
     /// No message from this position on is read.
@@ -100,15 +103,16 @@ impl Damage {
 }
 
 impl Log {
-    /// Looks through the file for its segments, and for the end of the log.
+    /// Looks through the file for its segments, and for the end of the log. `snapshot` is the newest one of it.
     ///
     /// # Errors
     /// The system's, when not even the size of the file is known.
-    pub fn open(file: File) -> io::Result<Self> {
+    pub fn open(file: File, snapshot: Snapshot) -> io::Result<Self> {
         let length = file.metadata()?.len();
         let mut log = Self {
             file,
             length,
+            snapshot,
             segments: Vec::new(),
             end: u64::MAX,
             torn: false,
@@ -117,7 +121,8 @@ impl Log {
         let mut buffer = vec![0; SEGMENT];
         for offset in (0..length).step_by(SEGMENT) {
             log.read_segment(offset, &mut buffer);
-            match identify(&buffer) {
+            let known = log.snapshot.segment_at(offset).map(|number| (number, 0));
+            match identify(&buffer).or(known) {
                 Some((number, stable)) => log.segments.push(Segment { number, offset, stable }),
                 // sled overwrites what it has freed with zeros.
                 None if buffer.iter().all(|byte| *byte == 0) => {}
@@ -151,7 +156,18 @@ impl Log {
             }
         }
         segments.sort_unstable_by_key(|segment| (segment.number, segment.offset));
-        Ok((Self { file, length, segments, end: u64::MAX, torn: false, damage: Damage::default() }, headless))
+        Ok((
+            Self {
+                file,
+                length,
+                snapshot: Snapshot::default(),
+                segments,
+                end: u64::MAX,
+                torn: false,
+                damage: Damage::default(),
+            },
+            headless,
+        ))
     }
 
     /// The first of these segments, of which the header can't be read, that sled would miss with a snapshot of this position.
@@ -223,6 +239,7 @@ impl Log {
             self.read_segment(segment.offset, &mut buffer);
             let mut walk = Walk::new(&buffer, segment.number);
             walk.batch_end = batch_end;
+            walk.known = self.snapshot.places(segment.number);
             for step in &mut walk {
                 match step {
                     Step::Message(at, _) if base + at as u64 >= self.end => {
@@ -234,9 +251,17 @@ impl Log {
                         visit(entry(segment, at, message));
                     }
                     Step::Message(at, message) | Step::Damaged(at, message) => {
-                        damage.step_over(base + at as u64, &message);
+                        let (from, to) = (base + at as u64, base + (at + message.len()) as u64);
+                        if self.snapshot.needs(from, to) {
+                            damage.step_over(from, &message);
+                        }
                     }
-                    Step::Lost(from, to) => damage.give_up(base + from as u64, base + to as u64),
+                    Step::Lost(from, to) => {
+                        let (from, to) = (base + from as u64, base + to as u64);
+                        if self.snapshot.needs(from, to) {
+                            damage.give_up(from, to);
+                        }
+                    }
                 }
             }
             batch_end = walk.batch_end;
@@ -419,71 +444,4 @@ fn entry<'a>(segment: &Segment, at: usize, message: Message<'a>) -> Entry<'a> {
         length: u32::try_from(message.body.len()).unwrap_or(u32::MAX),
     };
     Entry { position: segment.number * SIZE + at as u64, place, message }
-}
-
-/// One step through a segment.
-#[derive(Debug)]
-pub(super) enum Step<'a> {
-    /// A readable message, and where in the segment it is.
-    Message(usize, Message<'a>),
-    /// A damaged one, whose length is known.
-    Damaged(usize, Message<'a>),
-    /// From the first place on nothing can be read up to the second one.
-    Lost(usize, usize),
-}
-
-/// Goes through a segment, message by message.
-pub(super) struct Walk<'a> {
-    segment: &'a [u8],
-    number: u64,
-    /// `None` after the last one.
-    at: Option<usize>,
-    /// Position of the last byte of the newest batch so far: the next message follows it.
-    batch_end: u64,
-}
-
-impl<'a> Walk<'a> {
-    pub fn new(segment: &'a [u8], number: u64) -> Self {
-        Self::from(segment, number, SEGMENT_HEADER)
-    }
-
-    fn from(segment: &'a [u8], number: u64, at: usize) -> Self {
-        Self { segment, number, at: Some(at), batch_end: 0 }
-    }
-
-    fn message(&self, at: usize) -> Option<Message<'a>> {
-        Message::read(&self.segment[at..]).filter(|message| message.segment == self.number)
-    }
-
-    /// What is at `at` can't be read: goes on behind the batch, if there is a message.
-    fn give_up(&mut self, at: usize) -> Step<'a> {
-        let behind = usize::try_from((self.batch_end + 1).saturating_sub(self.number * SIZE)).unwrap_or(0);
-        let there = behind > at && behind < self.segment.len();
-        self.at = (there && self.message(behind).is_some_and(|message| message.sound)).then_some(behind);
-        Step::Lost(at, self.at.unwrap_or(self.segment.len()))
-    }
-}
-
-impl<'a> Iterator for Walk<'a> {
-    type Item = Step<'a>;
-
-    fn next(&mut self) -> Option<Step<'a>> {
-        let at = self.at.take()?;
-        if at + format::RED_ZONE > self.segment.len() {
-            return None;
-        }
-        match self.message(at) {
-            Some(Message { kind: Kind::Cap, sound: true, .. }) => None,
-            Some(message) if message.sound => {
-                self.batch_end = message.batch_end().unwrap_or(self.batch_end);
-                self.at = Some(at + message.len());
-                Some(Step::Message(at, message))
-            }
-            Some(message) if message.is_shaped() => {
-                self.at = Some(at + message.len());
-                Some(Step::Damaged(at, message))
-            }
-            _ => Some(self.give_up(at)),
-        }
-    }
 }

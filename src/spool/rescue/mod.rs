@@ -13,9 +13,11 @@ mod log;
 mod pages;
 pub(super) mod proof;
 mod rebuild;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod walk;
 
 use std::fs::{self, File};
 use std::io;
@@ -25,6 +27,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::log::Log;
+use self::snapshot::Snapshot;
 use self::tree::Salvaged;
 use super::content::ContentFiles;
 use super::database::Tree;
@@ -51,6 +54,8 @@ pub struct Report {
     pub finished: u64,
     /// Content files that a message names and that are not there, can't be read, have another length or a wrong checksum.
     pub files_missing: u64,
+    /// Messages, those in quarantine included, that the last commit counted, if that can be read.
+    pub counted: Option<u64>,
     /// Content files that no readable message names; they are in the old folder still.
     pub files_left: u64,
     /// Segments of the log, of 512 KiB each, of which nothing could be read.
@@ -129,7 +134,8 @@ pub enum RescueError {
     Spool(#[from] SpoolError),
     /// The new spool could not be finished.
     #[error(
-        "{error}; the rescue ended half-way: remove {to}, and when there is room enough try again (the old spool is unchanged)"
+        "{}; the rescue ended half-way: remove {to}, and when there is room enough try again (the old spool is unchanged)",
+        .error.to_tool()
     )]
     HalfWay {
         /// The new spool.
@@ -155,7 +161,7 @@ pub fn rescue(from: &Path, to: &Path) -> Result<Report, RescueError> {
     let _held = hold(&from, &file)?;
     must_be_new(&from, to)?;
     must_be_readable(&from.join(open::CONTENT))?;
-    let mut log = Log::open(file).map_err(failed(&database))?;
+    let mut log = Log::open(file, Snapshot::newest(&from)).map_err(failed(&database))?;
     if let Some(closed) = Closed::read(&from)? {
         log.was_closed(closed.length, closed.end);
     }

@@ -15,7 +15,8 @@ use std::io;
 use std::thread;
 
 use super::format::{self, Message, SEGMENT};
-use super::log::{Log, Segment, Step, Walk};
+use super::log::{Log, Segment};
+use super::walk::{Step, Walk};
 
 /// Threads that look at a log at the same time.
 const THREADS_MAX: usize = 4;

@@ -274,6 +274,9 @@ impl Rebuild<'_> {
         self.report.messages = self.counters.messages;
         self.report.recipients = self.counters.recipients;
         self.report.bytes = self.counters.bytes;
+        let counted = self.old.get(keys::META_COUNTERS).ok().flatten();
+        let counted = counted.and_then(|found| record::read_counters(&found).ok());
+        self.report.counted = counted.map(|counted| counted.messages + counted.quarantined);
         self.report.files_left = files.saturating_sub(self.copied.len()) as u64;
         self.report.segments_unreadable = damage.segments;
         self.report.records_unreadable += damage.messages;

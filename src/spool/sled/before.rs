@@ -95,6 +95,5 @@ pub(super) fn nothing_may_be_beside_it(folder: &Path) -> Result<(), SpoolError> 
 }
 
 fn refuse(folder: &Path, what: &str) -> Result<(), SpoolError> {
-    let reason = format!("\"db\" is missing or has nothing in it, but {what}; put it back");
-    damaged(folder, reason)
+    Err(SpoolError::Lost(folder.to_owned(), what.to_owned()))
 }

@@ -14,6 +14,7 @@ use super::super::database::Tree;
 use super::super::suite::{bytes, copy, envelope, recipient, sled_in};
 use super::super::{Counters, Op, Spool, keys};
 use super::log::Log;
+use super::snapshot::Snapshot;
 use super::tree::Salvaged;
 use crate::mail::envelope::{Content, Envelope};
 use crate::mail::id::QueueId;
@@ -50,7 +51,7 @@ fn all_of(tree: &impl Tree) -> Map {
 /// What is read without sled.
 fn salvaged(spool: &Path) -> Salvaged {
     let file = File::open(spool.join("db")).expect("a database");
-    Salvaged::read(Log::open(file).expect("readable"))
+    Salvaged::read(Log::open(file, Snapshot::newest(spool)).expect("readable"))
 }
 
 /// What sled says of a copy.
