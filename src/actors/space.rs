@@ -47,17 +47,19 @@ impl SpaceWatch {
     /// One look; `false` when there is nobody to ask any more.
     pub async fn look(&self) -> bool {
         let (folder, bounds) = (self.folder.clone(), self.bounds);
-        let looked = self.front.read_async(move |spool| -> Result<(Space, Counters), SpoolError> {
-            let failed = |what: &str| {
-                let (path, what) = (folder.clone(), what.to_owned());
-                move |source| SpoolError::Io { path, what, source }
-            };
-            space::set_aside(&folder, &bounds).map_err(failed("the reserve can't be set aside"))?;
-            let space = Space::look(&folder).map_err(failed("its free space can't be told"))?;
-            Ok((space, spool.counters()?))
-        });
+        let looked =
+            self.front.read_async(move |spool| -> Result<(Space, Counters, Option<String>), SpoolError> {
+                let failed = |what: &str| {
+                    let (path, what) = (folder.clone(), what.to_owned());
+                    move |source| SpoolError::Io { path, what, source }
+                };
+                space::set_aside(&folder, &bounds).map_err(failed("the reserve can't be set aside"))?;
+                let space = Space::look(&folder).map_err(failed("its free space can't be told"))?;
+                Ok((space, spool.counters()?, spool.damage()))
+            });
         match looked.await {
-            Some(Ok((space, held))) => {
+            Some(Ok((space, held, damage))) => {
+                self.tell_damage(damage);
                 self.tell(&space, &held);
                 self.compact(&space, &held).await;
             }
@@ -79,6 +81,13 @@ impl SpaceWatch {
         if let Some(Err(error)) = compacted {
             tracing::warn!(%error, "the database can't be compacted");
         }
+    }
+
+    fn tell_damage(&self, damage: Option<String>) {
+        let Some(why) = damage.filter(|_| !self.health.has(Health::DAMAGE)) else { return };
+        self.metrics.damaged_records.inc();
+        tracing::error!(%why, "a part of the database can't be read; the rest goes on");
+        self.health.set(Health::DAMAGE, Some(why));
     }
 
     fn tell(&self, space: &Space, held: &Counters) {

@@ -1,9 +1,9 @@
-//! Whether the relay takes mail, and if not, why: what `/readyz` answers.
+//! Whether the relay should get mail, and if not, why: what `/readyz` answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Reasons why no mail is taken now. Shared by whoever can know one; ready when there is none.
+/// Reasons why it should get no mail now. Shared by whoever can know one; ready when there is none.
 #[derive(Debug)]
 pub struct Health {
     reasons: Mutex<BTreeMap<&'static str, String>>,
@@ -18,6 +18,8 @@ impl Health {
     pub const SPACE: &'static str = "space";
     /// Key of the reason that holds once the spool failed.
     pub const SPOOL: &'static str = "spool";
+    /// Key of the reason that holds once a part of the database could not be read. Mail is taken and delivered all the same.
+    pub const DAMAGE: &'static str = "damage";
 
     /// Not ready yet: starting.
     pub fn new() -> Self {
@@ -35,7 +37,12 @@ impl Health {
         };
     }
 
-    /// Whether mail is taken.
+    /// Whether there is a reason under a key.
+    pub fn has(&self, key: &'static str) -> bool {
+        self.lock().contains_key(key)
+    }
+
+    /// Whether it should get mail.
     ///
     /// # Errors
     /// The reasons why not, each as `key: sentence`.

@@ -43,6 +43,11 @@ pub trait Tree: Send + Sync {
         Reads::default()
     }
 
+    /// As [`Spool::damage`].
+    fn damage(&self) -> Option<String> {
+        None
+    }
+
     /// As [`Spool::settle`].
     fn settle(&self) {}
 
@@ -153,6 +158,10 @@ impl<T: Tree + 'static> Spool for Database<T> {
 
     fn counters(&self) -> Result<Counters, SpoolError> {
         read::counters(&self.tree)
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.tree.damage()
     }
 
     fn syncs(&self) -> u64 {

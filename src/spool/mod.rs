@@ -437,6 +437,11 @@ pub trait Spool: Send + Sync + 'static {
     /// The counters as of the last commit.
     fn counters(&self) -> Result<Counters, SpoolError>;
 
+    /// What could not be read of the database itself since it was opened, and what to do: more than a record that is damaged.
+    fn damage(&self) -> Option<String> {
+        None
+    }
+
     /// How many times data was synced to the device since the start (file syncs included).
     fn syncs(&self) -> u64;
 

@@ -55,6 +55,8 @@ pub struct SledTree {
     pub(super) watch: Watch,
     /// Why nothing more is written.
     failed: Arc<OnceLock<String>>,
+    /// What could not be read.
+    damaged: OnceLock<String>,
     count: Count,
     cache: Cache,
     folder: PathBuf,
@@ -161,6 +163,10 @@ impl Tree for SledTree {
         }
     }
 
+    fn damage(&self) -> Option<String> {
+        self.damaged.get().cloned()
+    }
+
     fn syncs(&self) -> u64 {
         self.watch.syncs() + sync::other_syncs()
     }
@@ -178,7 +184,16 @@ impl SledTree {
 
     /// Uses the database.
     fn with<T>(&self, ask: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, SpoolError> {
-        self.hold(|db| ask(db).map_err(|error| trouble(&self.folder, error)))
+        self.hold(|db| {
+            ask(db).map_err(|error| {
+                let damaged = matches!(error, sled::Error::Corruption { .. });
+                let error = trouble(&self.folder, error);
+                if damaged {
+                    self.damaged.get_or_init(|| error.to_string());
+                }
+                error
+            })
+        })
     }
 
     /// Keeps the database open meanwhile.

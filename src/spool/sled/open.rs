@@ -99,6 +99,7 @@ impl SledSpool {
             watch,
             _closing: Closing { folder: folder.clone(), failed: failed.clone() },
             failed,
+            damaged: OnceLock::new(),
             count: Count::default(),
             cache: Cache::new(config.cache),
             folder,
