@@ -135,7 +135,8 @@ fn verdict(report: &Report) -> String {
     }
     let mut verdict = "Not everything could be read.\n".to_owned();
     let found = report.messages + report.quarantined + report.quarantined_before;
-    if let Some(missing) = report.counted.map(|counted| counted.saturating_sub(found)) {
+    let missing = report.counted.map(|counted| counted.saturating_sub(found));
+    if let Some(missing) = missing {
         let _ = match missing {
             0 => writeln!(verdict, "Of the messages that the last commit counted none is missing."),
             _ => writeln!(
@@ -149,7 +150,8 @@ fn verdict(report: &Report) -> String {
             ),
         };
     }
-    if report.segments_unreadable + report.records_unreadable + report.pages_missing > 0 {
+    if missing != Some(0) && report.segments_unreadable + report.records_unreadable + report.pages_missing > 0
+    {
         verdict.push_str("Mail whose records could not be read is not among what was saved.\n");
     }
     if report.segments_unreadable + report.records_unreadable + report.pages_older > 0 {
