@@ -1,7 +1,7 @@
 //! The watch over the spool's room: closes the door for new mail when the disk gets full, and opens it again.
 
 use std::cell::Cell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::admin::Health;
 use crate::metrics::Metrics;
 use crate::spool::front::Front;
 use crate::spool::space::{self, Bounds, Room, Shortage, Space};
-use crate::spool::{Counters, SpoolError};
+use crate::spool::{Counters, Spool, SpoolError};
 
 /// How often it looks. Between two looks mail may take what `spool.min_free` leaves for that.
 const EVERY: Duration = Duration::from_millis(100);
 /// After a compaction so many looks (a minute) pass before another one,
 const LOOKS_BETWEEN_COMPACTIONS: u32 = 600;
-/// and after one that came to nothing so many (ten seconds).
-const LOOKS_AFTER_NONE: u32 = 100;
+/// and after one that failed so many (ten seconds).
+const LOOKS_AFTER_A_FAILURE: u32 = 100;
 
 /// What the watch needs.
 pub struct SpaceWatch {
@@ -47,26 +47,25 @@ impl SpaceWatch {
     /// One look; `false` when there is nobody to ask any more.
     pub async fn look(&self) -> bool {
         let (folder, bounds) = (self.folder.clone(), self.bounds);
-        let looked =
-            self.front.read_async(move |spool| -> Result<(Space, Counters, Option<String>), SpoolError> {
-                let failed = |what: &str| {
-                    let (path, what) = (folder.clone(), what.to_owned());
-                    move |source| SpoolError::Io { path, what, source }
-                };
-                space::set_aside(&folder, &bounds).map_err(failed("the reserve can't be set aside"))?;
-                let space = Space::look(&folder).map_err(failed("its free space can't be told"))?;
-                Ok((space, spool.counters()?, spool.damage()))
-            });
+        let looked = self.front.read_async(move |spool| {
+            let looked = look(spool, &folder, &bounds);
+            // Not before: that may be what can't be read.
+            (looked, spool.damage())
+        });
         match looked.await {
-            Some(Ok((space, held, damage))) => {
+            Some((looked, damage)) => {
                 self.tell_damage(damage);
-                self.tell(&space, &held);
-                self.compact(&space, &held).await;
+                match looked {
+                    Ok((space, held)) => {
+                        self.tell(&space, &held);
+                        self.compact(&space, &held).await;
+                    }
+                    Err(error) => tracing::warn!(%error, "can't tell how much room the spool has"),
+                }
+                true
             }
-            Some(Err(error)) => tracing::warn!(%error, "can't tell how much room the spool has"),
-            None => return false,
+            None => false,
         }
-        true
     }
 
     /// Gives room back that removed mail left in the database, where that is quick and of use.
@@ -76,8 +75,8 @@ impl SpaceWatch {
         }
         let Some(most) = space.worth_compacting(held, self.room.is_short()) else { return };
         let compacted = self.front.read_async(move |spool| spool.compact(most)).await;
-        let done = matches!(&compacted, Some(Ok(Some(done))) if done.after < done.before);
-        self.rest.set(if done { LOOKS_BETWEEN_COMPACTIONS } else { LOOKS_AFTER_NONE });
+        let failed = matches!(&compacted, Some(Err(_)));
+        self.rest.set(if failed { LOOKS_AFTER_A_FAILURE } else { LOOKS_BETWEEN_COMPACTIONS });
         if let Some(Err(error)) = compacted {
             tracing::warn!(%error, "the database can't be compacted");
         }
@@ -105,6 +104,16 @@ impl SpaceWatch {
         }
         self.health.set(Health::SPACE, shortage.map(|why| why.to_string()));
     }
+}
+
+fn look(spool: &dyn Spool, folder: &Path, bounds: &Bounds) -> Result<(Space, Counters), SpoolError> {
+    let failed = |what: &str| {
+        let (path, what) = (folder.to_owned(), what.to_owned());
+        move |source| SpoolError::Io { path, what, source }
+    };
+    space::set_aside(folder, bounds).map_err(failed("the reserve can't be set aside"))?;
+    let space = Space::look(folder).map_err(failed("its free space can't be told"))?;
+    Ok((space, spool.counters()?))
 }
 
 #[cfg(test)]

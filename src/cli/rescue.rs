@@ -135,23 +135,14 @@ fn verdict(report: &Report) -> String {
     }
     let mut verdict = "Not everything could be read.\n".to_owned();
     let found = report.messages + report.quarantined + report.quarantined_before;
-    let missing = report.counted.map(|counted| counted.saturating_sub(found));
-    if let Some(missing) = missing {
-        let _ = match missing {
-            0 => writeln!(verdict, "Of the messages that the last commit counted none is missing."),
-            _ => writeln!(
-                verdict,
-                "{} missing.",
-                count(
-                    missing,
-                    "message that the last commit counted is",
-                    "messages that the last commit counted are"
-                )
-            ),
-        };
+    if let Some(counted) = report.counted {
+        let _ = writeln!(
+            verdict,
+            "The last count that could be read is of {}; {found} were saved or are in quarantine.",
+            count(counted, "message", "messages")
+        );
     }
-    if missing != Some(0) && report.segments_unreadable + report.records_unreadable + report.pages_missing > 0
-    {
+    if report.segments_unreadable + report.records_unreadable + report.pages_missing > 0 {
         verdict.push_str("Mail whose records could not be read is not among what was saved.\n");
     }
     if report.segments_unreadable + report.records_unreadable + report.pages_older > 0 {
@@ -224,9 +215,7 @@ mod tests {
         let whole = Report { messages: 2, ..Report::default() };
         assert_eq!(code(&whole), ExitCode::SUCCESS);
         let part = Report { quarantined: 1, counted: Some(5), ..whole };
-        assert!(told(&part).contains("2 messages that the last commit counted are missing."));
-        let all = Report { counted: Some(3), ..part.clone() };
-        assert!(told(&all).contains("none is missing"));
+        assert!(told(&part).contains("is of 5 messages; 3 were saved or are in quarantine"));
         assert_eq!(code(&part), ExitCode::from(EXIT_PART));
         assert!(told(&part).contains("Not everything could be read."));
         assert_eq!(code(&Report { records_unreadable: 1, ..Report::default() }), ExitCode::FAILURE);

@@ -1,6 +1,6 @@
 //! How much room the spool has, whether that is enough to take new mail, and the space set aside for when it is not.
 //!
-//! sled's file never shrinks: what removed mail leaves inside it is used again, so it counts as room too.
+//! sled's file is cut only where its end is free: what removed mail leaves inside it is used again, so it counts as room too.
 
 use std::fmt;
 use std::fs::{self, File};

@@ -1,9 +1,9 @@
 //! sled's log, read from front to back without sled: what is damaged is stepped over, and noted.
 //!
 //! Where a message is damaged its length is believed only when its body has the shape of its kind, which holds the
-//! length a second time; else what follows is given up, up to the next place that a snapshot knows, to the end of the batch if its
-//! manifest could be read, or to that of the segment. Nothing is searched for byte by byte: what lies between messages may be the text of a mail, and its sender
-//! could have written anything there, messages of this log included (promise P6).
+//! length a second time; else what follows is given up, up to the next place that a snapshot knows, to the end of the batch
+//! if its manifest could be read, or to that of the segment. Nothing is searched for byte by byte: what lies between messages
+//! may be the text of a mail, and its sender could have written anything there, messages of this log included (promise P6).
 //!
 //! Where the log ends follows sled. A batch has a manifest in front that names its last position, and is written before the
 //! next one begins: so all before the last readable manifest was on the disk once, and what is missing there is damage.
@@ -76,10 +76,12 @@ pub struct Place {
 pub struct Damage {
     /// Segments of which nothing could be read.
     pub segments: u64,
-    /// Damaged messages. What follows one in its segment counts as one, if its length is lost too.
+    /// Damaged messages. What follows one counts as one with it, up to the next place that is known, if its length is lost too.
     pub messages: u64,
     /// Positions that were not read, by segment of known number, in order.
     holes: Vec<(u64, u64)>,
+    /// The same, where a snapshot says that nothing was needed.
+    old_holes: Vec<(u64, u64)>,
     /// The newest damaged message of each page that is known to have one.
     pages: Vec<(u64, u64)>,
 }
@@ -92,8 +94,7 @@ impl Damage {
 
     /// Whether something between two positions was not read.
     pub fn between(&self, after: u64, before: u64) -> bool {
-        let first = self.holes.partition_point(|(_, end)| *end <= after);
-        self.holes.get(first).is_some_and(|(start, _)| *start < before)
+        any_between(&self.holes, after, before)
     }
 
     /// The pages of which a message could not be read, and its position.
@@ -121,12 +122,16 @@ impl Log {
         let mut buffer = vec![0; SEGMENT];
         for offset in (0..length).step_by(SEGMENT) {
             log.read_segment(offset, &mut buffer);
-            let known = log.snapshot.segment_at(offset).map(|number| (number, 0));
-            match identify(&buffer).or(known) {
+            match identify(&buffer) {
                 Some((number, stable)) => log.segments.push(Segment { number, offset, stable }),
                 // sled overwrites what it has freed with zeros.
                 None if buffer.iter().all(|byte| *byte == 0) => {}
-                None => log.damage.segments += 1,
+                None => {
+                    // Some of it may be read where the snapshot knows of messages; it may have been used again since.
+                    log.damage.segments += 1;
+                    let known = log.snapshot.segment_at(offset);
+                    log.segments.extend(known.map(|number| Segment { number, offset, stable: 0 }));
+                }
             }
         }
         log.segments.sort_unstable_by_key(|segment| (segment.number, segment.offset));
@@ -254,12 +259,16 @@ impl Log {
                         let (from, to) = (base + at as u64, base + (at + message.len()) as u64);
                         if self.snapshot.needs(from, to) {
                             damage.step_over(from, &message);
+                        } else {
+                            damage.old_holes.push((from, to));
                         }
                     }
                     Step::Lost(from, to) => {
                         let (from, to) = (base + from as u64, base + to as u64);
                         if self.snapshot.needs(from, to) {
                             damage.give_up(from, to);
+                        } else {
+                            damage.old_holes.push((from, to));
                         }
                     }
                 }
@@ -267,6 +276,7 @@ impl Log {
             batch_end = walk.batch_end;
         }
         damage.holes.sort_unstable();
+        damage.old_holes.sort_unstable();
         self.damage = damage;
     }
 
@@ -282,9 +292,17 @@ impl Log {
 
     /// The database was closed with this length and this end of the log: nothing before it was torn, and what is not there is lost.
     pub fn was_closed(&mut self, length: u64, end: u64) {
-        self.end = end;
-        let missing = length.saturating_sub(self.length);
-        self.damage.segments += missing.div_ceil(SIZE);
+        self.end = self.end.max(end);
+        let cut_off = length.saturating_sub(self.length).div_ceil(SIZE);
+        let next = self.segments.last().map_or(0, |segment| segment.number + 1);
+        self.damage.segments += cut_off.max(end.div_ceil(SIZE).saturating_sub(next));
+    }
+
+    /// Whether something may be missing between a message and a later one. What a snapshot does not need may be missing for
+    /// versions that it does not know.
+    pub fn may_miss(&self, after: u64, before: u64) -> bool {
+        self.damage.between(after, before)
+            || (!self.snapshot.knows(after) && any_between(&self.damage.old_holes, after, before))
     }
 
     /// Reads a place again; `None` when the disk refuses.
@@ -408,6 +426,11 @@ fn next_message(segment: &[u8], number: u64, from: usize) -> Option<usize> {
         Message::names_segment(&segment[*at..]) == Some(number)
             && Message::read(&segment[*at..]).is_some_and(|message| message.sound)
     })
+}
+
+fn any_between(holes: &[(u64, u64)], after: u64, before: u64) -> bool {
+    let first = holes.partition_point(|(_, end)| *end <= after);
+    holes.get(first).is_some_and(|(start, _)| *start < before)
 }
 
 impl Damage {

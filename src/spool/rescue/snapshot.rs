@@ -33,9 +33,10 @@ impl Snapshot {
     /// The newest one of a folder; one that is damaged says nothing.
     pub fn newest(folder: &Path) -> Self {
         let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let names = names.filter_map(|name| name.into_string().ok());
-        let newest = names.filter(|name| name.starts_with("snap.") && !name.ends_with(".generating")).max();
-        newest
+        let position = |name: &String| u64::from_str_radix(name.strip_prefix("snap.")?, 16).ok();
+        let names = names.filter_map(|name| name.into_string().ok()).filter(|name| position(name).is_some());
+        names
+            .max_by_key(position)
             .and_then(|name| fs::read(folder.join(name)).ok())
             .and_then(|bytes| Self::read(&bytes))
             .unwrap_or_default()
@@ -83,6 +84,11 @@ impl Snapshot {
         let from = self.places.partition_point(|place| *place / SIZE < segment);
         let to = self.places.partition_point(|place| *place / SIZE <= segment);
         &self.places[from..to]
+    }
+
+    /// Whether it names the message at a position.
+    pub fn knows(&self, position: u64) -> bool {
+        self.places.binary_search(&position).is_ok()
     }
 
     /// Whether anything that counts may be between two positions.

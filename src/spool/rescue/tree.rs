@@ -183,7 +183,7 @@ impl Salvaged {
 
     /// Whether something may be missing between two positions.
     fn doubt(&self, after: u64, before: u64) -> bool {
-        self.damage().between(after, before) || (self.incomplete && self.log.skips(after, before))
+        self.log.may_miss(after, before) || (self.incomplete && self.log.skips(after, before))
     }
 
     fn certain(&self, leaf: &Version) -> u64 {

@@ -49,7 +49,10 @@ fn compare(folder: &Path, file: &File, snapshot: u64, closed: Closed) -> Result<
         let name = format!("snap.{:016X}", closed.snapshot);
         return damaged(
             folder,
-            format!("it was closed with the snapshot \"{name}\", which is missing; put it back"),
+            format!(
+                "it was closed with the snapshot \"{name}\", which is missing; put it back, or remove \"closed\" if the \
+             database is an older one"
+            ),
         );
     }
     Ok(())

@@ -41,7 +41,11 @@ impl Closed {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut words = text.strip_suffix('\n')?.split(' ');
+        let (text, crc) = text.strip_suffix('\n')?.rsplit_once(" crc ")?;
+        if crc.parse() != Ok(crc32fast::hash(text.as_bytes())) {
+            return None;
+        }
+        let mut words = text.split(' ');
         let mut number = |name| (words.next()? == name).then(|| words.next()?.parse().ok()).flatten();
         let closed = Self { length: number("db")?, snapshot: number("snapshot")?, end: number("end")? };
         words.next().is_none().then_some(closed)
@@ -49,7 +53,8 @@ impl Closed {
 
     fn write(self, folder: &Path) -> Result<(), SpoolError> {
         let path = folder.join(CLOSED);
-        let text = format!("db {} snapshot {} end {}\n", self.length, self.snapshot, self.end);
+        let text = format!("db {} snapshot {} end {}", self.length, self.snapshot, self.end);
+        let text = format!("{text} crc {}\n", crc32fast::hash(text.as_bytes()));
         let written = private_file(&path).and_then(|mut file| {
             file.set_len(0)?;
             file.write_all(text.as_bytes())?;
@@ -97,6 +102,8 @@ fn note(folder: &Path) -> Result<(), SpoolError> {
     let snapshot = newest_snapshot(folder)?;
     let end = proof::end(&file, snapshot).map_err(unreadable())?;
     let length = file.metadata().map_err(unreadable())?.len();
+    // The names that sled gave must not come later than what says so.
+    sync::sync_folder(folder).map_err(io_error(folder, "can't be synced"))?;
     Closed { length, snapshot, end }.write(folder)
 }
 
@@ -116,6 +123,12 @@ mod tests {
         for length in 0..text.len() {
             fs::write(&path, &text[..length]).expect("written");
             assert_eq!(Closed::read(folder.path()).expect("readable"), None, "{length} bytes");
+        }
+        for (at, byte) in text.iter().enumerate() {
+            let mut changed = text.clone();
+            changed[at] = byte ^ 1;
+            fs::write(&path, changed).expect("written");
+            assert_eq!(Closed::read(folder.path()).expect("readable"), None, "byte {at}");
         }
         fs::write(&path, b"\xff").expect("written");
         assert_eq!(Closed::read(folder.path()).expect("readable"), None);

@@ -1,4 +1,4 @@
-//! Compaction: gives the file system back what sled's file never gives back.
+//! Compaction: gives the file system back what sled's file keeps: it is cut only where its end is free.
 //!
 //! A fresh database is written beside the old one and read through once more; then it takes the old one's place, with its
 //! snapshot (`swap.rs`). Content files stay where they are. `posthaste spool compact` does it with a spool that is stopped,
@@ -133,6 +133,11 @@ impl SledTree {
             Ok(compacted) if compacted.after < compacted.before => compacted,
             // C1, C2 → C0
             other => {
+                if let Err(CompactError::Spool(error @ SpoolError::Database { path, .. })) = &other
+                    && *path == self.folder
+                {
+                    self.damaged.get_or_init(|| error.to_string());
+                }
                 let removed = swap::remove(&copy);
                 let kept = other.map(|it| Compacted { after: it.before, ..it });
                 return kept.and_then(|kept| removed.map(|()| kept).map_err(CompactError::Spool));
@@ -207,7 +212,8 @@ fn write_copy(
     let filled = fill(db, folder, &new.tree, reached);
     // sled panics in its destructor when its last sync fails, too: what failed first is what to tell.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(new)));
-    if read_copy(&copy)? != filled? {
+    let filled = filled?;
+    if read_copy(&copy)? != filled {
         return Err(CompactError::Unlike(
             "the copy does not read back as it was written: check disk and memory",
         ));

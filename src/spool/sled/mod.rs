@@ -9,7 +9,8 @@
 //! reads wait behind the batch, for one sync at most.
 //!
 //! The folder (0700): `db`, `conf`, `blobs/` (always empty) and `snap.*` are sled's; `lock`, `reserve` and `content/` ours,
-//! `closed` when nobody has it open, `compact/` or `compacted/` during a compaction, and `rescue.unfinished` during the rescue that fills it. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
+//! `closed` when nobody has it open, `compact/` or `compacted/` during a compaction, and `rescue.unfinished` during the rescue
+//! that fills it. Never remove a `snap.*`, nor put one beside another `db`: see `swap.rs`.
 
 mod alarm;
 mod before;
@@ -48,7 +49,7 @@ pub type SledSpool = Database<SledTree>;
 
 /// The records of a [`SledSpool`].
 pub struct SledTree {
-    // Dropped in this order: sled writes its last bytes under our watch and our lock, when nobody else has it open.
+    // Dropped in this order: sled writes its last bytes under our watch and our lock, and then it is noted that they were the last.
     /// `None` when it could not be opened again.
     database: RwLock<Option<OpenDatabase>>,
     _closing: Closing,

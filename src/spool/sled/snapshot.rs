@@ -25,6 +25,10 @@ impl SledTree {
             return;
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // A compaction may have been under way.
+        if self.failed.get().is_some() || database.is_none() || self.unread() < bytes {
+            return;
+        }
         let begun = SystemClock.instant();
         let opened = database.take().map_or(Ok(()), close).and_then(|()| self.open_again());
         match opened {

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use super::super::{SpoolError, sync};
+use super::closed;
 use super::open::{DATABASE, io_error};
 
 /// Where a copy is written. Not decided: it may be removed.
@@ -51,6 +52,8 @@ pub(in crate::spool) fn finish(folder: &Path, reached: &mut dyn FnMut(Step)) -> 
     let new = decided.join(DATABASE);
     if new.exists() {
         reached(Step::Decided);
+        // It is about the old database.
+        closed::forget(folder)?;
         for name in snapshots(folder)? {
             let path = folder.join(name);
             fs::remove_file(&path).map_err(io_error(&path, "can't be removed"))?;

@@ -179,11 +179,14 @@ fn with_a_snapshot_all_that_sled_can_still_read_is_saved() {
         bytes[at..end].fill(0);
         fs::write(spool.join("db"), &bytes).expect("written");
         let found = salvaged(&spool);
+        assert_nothing_made_up(&found, 400);
         let readable = std::panic::catch_unwind(|| by_sled(&spool)).ok().filter(|map| *map == expected);
         if readable.is_some() {
             unhurt += 1;
             assert_same(&all_of(&found), &expected);
-            assert!(found.damage().is_none(), "round {round}, byte {at}: {:?}", found.damage());
+            // Without the header of a segment nobody can say that it was not used again.
+            let headless = at % SEGMENT == 0;
+            assert!(headless || found.damage().is_none(), "round {round}, byte {at}: {:?}", found.damage());
         } else {
             lost += 1;
             // A page has no more than 16 keys, and each message several.

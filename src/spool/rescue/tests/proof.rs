@@ -118,6 +118,21 @@ fn a_database_that_was_closed_and_lost_its_end_is_refused() {
 }
 
 #[test]
+fn a_last_segment_of_zeros_is_refused_and_missed_in_a_rescue() {
+    let stopped = Stopped::new(200, 60);
+    let numbers = stopped.numbers();
+    let newest = numbers.iter().flatten().max().copied();
+    let offset = numbers.iter().position(|number| *number == newest).expect("there is one") * SEGMENT;
+    let mut bytes = stopped.sound.clone();
+    let end = bytes.len().min(offset + SEGMENT);
+    bytes[offset..end].fill(0);
+    let home = stopped.with(&bytes);
+    assert!(sled_in(home.path()).is_err());
+    let report = super::super::rescue(&home.path().join("spool"), &home.path().join("new")).expect("rescued");
+    assert!(!report.is_whole() && report.segments_unreadable == 1, "{report:?}");
+}
+
+#[test]
 fn a_database_that_was_closed_and_lost_its_snapshot_is_refused() {
     let stopped = Stopped::new(200, 60);
     drop(sled_in(stopped.home.path()).expect("opens"));
