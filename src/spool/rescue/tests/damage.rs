@@ -185,7 +185,7 @@ fn with_a_snapshot_all_that_sled_can_still_read_is_saved() {
             unhurt += 1;
             assert_same(&all_of(&found), &expected);
             // Without the header of a segment nobody can say that it was not used again.
-            let headless = at % SEGMENT == 0;
+            let headless = at.is_multiple_of(SEGMENT);
             assert!(headless || found.damage().is_none(), "round {round}, byte {at}: {:?}", found.damage());
         } else {
             lost += 1;
