@@ -52,20 +52,16 @@ impl SpaceWatch {
             // Not before: that may be what can't be read.
             (looked, spool.damage())
         });
-        match looked.await {
-            Some((looked, damage)) => {
-                self.tell_damage(damage);
-                match looked {
-                    Ok((space, held)) => {
-                        self.tell(&space, &held);
-                        self.compact(&space, &held).await;
-                    }
-                    Err(error) => tracing::warn!(%error, "can't tell how much room the spool has"),
-                }
-                true
+        let Some((looked, damage)) = looked.await else { return false };
+        self.tell_damage(damage);
+        match looked {
+            Ok((space, held)) => {
+                self.tell(&space, &held);
+                self.compact(&space, &held).await;
             }
-            None => false,
+            Err(error) => tracing::warn!(%error, "can't tell how much room the spool has"),
         }
+        true
     }
 
     /// Gives room back that removed mail left in the database, where that is quick and of use.

@@ -81,9 +81,28 @@ impl Space {
             true => (copy.saturating_mul(GROWN_TIMES), COPIED_MOST_WHILE_SHORT),
             false => (GROWN, COPIED_MOST),
         };
-        let fits = copy <= self.free.saturating_add(self.reserve);
-        (self.database >= long && live(held) <= most && fits).then_some(most)
+        (self.database >= long && live(held) <= most && self.fit(copy) != Fit::No).then_some(most)
     }
+
+    /// Whether a copy of so many bytes fits.
+    pub(super) fn fit(&self, needed: u64) -> Fit {
+        if needed <= self.free {
+            Fit::Free
+        } else if needed <= self.free.saturating_add(self.reserve) {
+            Fit::WithReserve
+        } else {
+            Fit::No
+        }
+    }
+}
+
+/// Whether a copy fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Free,
+    /// In place of the reserve.
+    WithReserve,
+    No,
 }
 
 /// Bytes of keys and values that are in use, nearly.
@@ -213,11 +232,6 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Bytes that are set aside.
-pub(super) fn reserved(folder: &Path) -> u64 {
-    fs::metadata(folder.join(RESERVE)).map_or(0, |file| file.len())
-}
-
 /// Gives the reserve back to a full disk, so that mail can be delivered and removed. Whether there was one.
 pub fn release_reserve(folder: &Path) -> bool {
     fs::remove_file(folder.join(RESERVE)).is_ok()
@@ -235,7 +249,7 @@ pub fn set_aside(folder: &Path, bounds: &Bounds) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    let there = reserved(folder);
+    let there = fs::metadata(&path).map_or(0, |file| file.len());
     if there == bounds.reserve {
         return Ok(());
     }
@@ -332,6 +346,15 @@ mod tests {
         let waiting = |messages| no_room.worth_compacting(&held(messages, messages * 4_096), true);
         assert_eq!(waiting(2_000), None, "the copy has no room yet");
         assert_eq!(waiting(100), Some(64 * MIB), "in place of the reserve");
+    }
+
+    #[test]
+    fn a_copy_takes_the_place_of_the_reserve_only_when_that_is_enough() {
+        let fit = |needed, reserve| Space { free: 10, reserve, ..EMPTY }.fit(needed);
+        assert_eq!(fit(10, 5), Fit::Free);
+        assert_eq!(fit(15, 5), Fit::WithReserve);
+        assert_eq!(fit(16, 5), Fit::No);
+        assert_eq!(fit(11, 0), Fit::No);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
@@ -406,13 +408,13 @@ fn a_settled_recipient_keeps_its_end_until_the_message_goes<T: Tree + 'static>(s
 }
 
 /// A sled spool in a folder of its own, with settings for tests.
-pub(super) fn sled_in(folder: &std::path::Path) -> Result<SledSpool, SpoolError> {
+pub(super) fn sled_in(folder: &Path) -> Result<SledSpool, SpoolError> {
     let config = SpoolConfig { path: folder.join("spool"), reserve: 0, ..SpoolConfig::default() };
     SledSpool::open(&config, uuid::Uuid::from_u128(7))
 }
 
 /// Copies a folder and all in it.
-pub(super) fn copy(from: &std::path::Path, to: &std::path::Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder") {
         let entry = entry.expect("an entry");
@@ -422,6 +424,36 @@ pub(super) fn copy(from: &std::path::Path, to: &std::path::Path) {
         } else {
             fs::copy(entry.path(), target).expect("copied");
         }
+    }
+}
+
+/// Copies of a spool, taken at each of its syncs, and how much was answered then.
+pub(super) struct Cuts {
+    /// To be told what was answered.
+    pub answered: Arc<AtomicU64>,
+    copies: Arc<Mutex<Vec<(u64, PathBuf)>>>,
+}
+
+/// From now on a copy of the folder is taken at each sync of the database, as a power cut may leave it, in `to`.
+pub(super) fn copy_at_each_sync(spool: &SledSpool, to: &Path) -> Cuts {
+    let cuts = Cuts { answered: Arc::default(), copies: Arc::default() };
+    let (from, to) = (spool.folder().to_owned(), to.to_owned());
+    let (answered, copies) = (cuts.answered.clone(), cuts.copies.clone());
+    spool.tree.watch.hook(Box::new(move || {
+        let mut copies = copies.lock().expect("no panic");
+        let target = to.join(format!("copy{}", copies.len()));
+        copy(&from, &target.join("spool"));
+        copies.push((answered.load(Ordering::SeqCst), target));
+        Ok(())
+    }));
+    cuts
+}
+
+impl Cuts {
+    /// No more are taken: what was answered at each, and the folder of its copy.
+    pub fn end(self, spool: &SledSpool) -> Vec<(u64, PathBuf)> {
+        spool.tree.watch.hook(Box::new(|| Ok(())));
+        std::mem::take(&mut *self.copies.lock().expect("no panic"))
     }
 }
 

@@ -42,7 +42,7 @@ use support::sink::Sink;
 use support::{PATIENCE, http, rude, wait_until};
 
 /// What a busy machine of two cores may take to wake the relay's thread that reads a 250.
-pub const SCHEDULING: Duration = Duration::from_millis(20);
+const SCHEDULING: Duration = Duration::from_millis(20);
 /// What a thread had to wait for counts up to this.
 const SCHEDULING_MAX: Duration = Duration::from_millis(200);
 /// Messages answered between two kills, at least.

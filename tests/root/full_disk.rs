@@ -62,7 +62,7 @@ enum Met {
     Ended,
 }
 
-/// Sends until the relay takes no more: what it took, and how it refused.
+/// Sends until the relay takes no more: what it took, and how it refused. Each round has messages of its own.
 fn fill(relay: &mut Relay, round: u32, size: usize) -> (Vec<Made>, Met) {
     let mut chance = Chance::new(11);
     let mut taken = Vec::new();
@@ -93,16 +93,18 @@ fn closed_sink() -> (Sink, Arc<AtomicBool>) {
     (sink, closed)
 }
 
+/// A relay whose spool is on this disk, with all mail for this sink.
+fn on(disk: &SmallDisk, sink: &Sink) -> Setup {
+    let spool = format!("\"{}\"", disk.spool().display());
+    Setup::new().route("*", sink.address()).set("spool.path", &spool)
+}
+
 /// Fills the disk with messages of this size, gives it room, and counts.
 fn check_full_disk(size: usize) {
     let disk = SmallDisk::mount("24m");
     let (sink, closed) = closed_sink();
-    let mut relay = Setup::new()
-        .route("*", sink.address())
-        .set("spool.path", &format!("\"{}\"", disk.spool().display()))
-        .set("spool.min_free", "\"0B\"")
-        .set("spool.min_free_inodes", "0")
-        .start();
+    let mut relay =
+        on(&disk, &sink).set("spool.min_free", "\"0B\"").set("spool.min_free_inodes", "0").start();
     let (taken, met) = fill(&mut relay, 1, size);
     println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
     assert!(taken.len() > 10, "only {} messages fit", taken.len());
@@ -150,11 +152,7 @@ fn await_all(sink: &Sink, taken: &[Made]) {
 fn check_short_of_space(size: usize, killed: bool) {
     let disk = SmallDisk::mount("96m");
     let (sink, closed) = closed_sink();
-    let mut relay = Setup::new()
-        .route("*", sink.address())
-        .set("spool.path", &format!("\"{}\"", disk.spool().display()))
-        .set("spool.min_free", "\"24MiB\"")
-        .start();
+    let mut relay = on(&disk, &sink).set("spool.min_free", "\"24MiB\"").start();
     let (taken, met) = fill(&mut relay, 1, size);
     println!("{size} bytes: {} messages taken, then {met:?}", taken.len());
     assert!(taken.len() > 50, "only {} messages fit", taken.len());
@@ -181,12 +179,8 @@ fn check_short_of_space(size: usize, killed: bool) {
 fn room_that_mail_left_in_the_database_is_given_back_when_the_disk_has_none() {
     let disk = SmallDisk::mount("128m");
     let (sink, closed) = closed_sink();
-    let mut relay = Setup::new()
-        .route("*", sink.address())
-        .set("spool.path", &format!("\"{}\"", disk.spool().display()))
-        .set("spool.min_free", "\"48MiB\"")
-        .set("spool.reserve", "\"16MiB\"")
-        .start();
+    let mut relay =
+        on(&disk, &sink).set("spool.min_free", "\"48MiB\"").set("spool.reserve", "\"16MiB\"").start();
     let database = || std::fs::metadata(disk.spool().join("db")).unwrap().len() >> 20;
     let (first, met) = fill(&mut relay, 1, 4 << 10);
     assert_eq!(met, Met::Refused(452));

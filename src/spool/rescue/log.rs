@@ -257,19 +257,10 @@ impl Log {
                     }
                     Step::Message(at, message) | Step::Damaged(at, message) => {
                         let (from, to) = (base + at as u64, base + (at + message.len()) as u64);
-                        if self.snapshot.needs(from, to) {
-                            damage.step_over(from, &message);
-                        } else {
-                            damage.old_holes.push((from, to));
-                        }
+                        damage.miss(&self.snapshot, from, to, Some(&message));
                     }
                     Step::Lost(from, to) => {
-                        let (from, to) = (base + from as u64, base + to as u64);
-                        if self.snapshot.needs(from, to) {
-                            damage.give_up(from, to);
-                        } else {
-                            damage.old_holes.push((from, to));
-                        }
+                        damage.miss(&self.snapshot, base + from as u64, base + to as u64, None);
                     }
                 }
             }
@@ -434,17 +425,18 @@ fn any_between(holes: &[(u64, u64)], after: u64, before: u64) -> bool {
 }
 
 impl Damage {
-    fn step_over(&mut self, position: u64, message: &Message<'_>) {
-        self.messages += 1;
-        self.holes.push((position, position + message.len() as u64));
-        if matches!(message.kind, Kind::Node | Kind::Link | Kind::Free | Kind::Meta | Kind::Elsewhere) {
-            self.pages.push((message.page, position));
+    /// Nothing is read between two positions, where this message is, if that is known.
+    fn miss(&mut self, snapshot: &Snapshot, from: u64, to: u64, message: Option<&Message<'_>>) {
+        if !snapshot.needs(from, to) {
+            return self.old_holes.push((from, to));
         }
-    }
-
-    fn give_up(&mut self, from: u64, to: u64) {
         self.messages += 1;
         self.holes.push((from, to));
+        let of_a_page =
+            |kind| matches!(kind, Kind::Node | Kind::Link | Kind::Free | Kind::Meta | Kind::Elsewhere);
+        if let Some(message) = message.filter(|message| of_a_page(message.kind)) {
+            self.pages.push((message.page, from));
+        }
     }
 }
 

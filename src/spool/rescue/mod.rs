@@ -60,8 +60,7 @@ pub struct Report {
     pub files_left: u64,
     /// Segments of the log, of 512 KiB each, of which nothing could be read.
     pub segments_unreadable: u64,
-    /// Records of the log that could not be read; where even their length was lost, all up to the end of the segment count
-    /// as one.
+    /// Records of the log that could not be read; where even their length was lost, all up to the next known place count as one.
     pub records_unreadable: u64,
     /// Pages of the database of which an older state was taken.
     pub pages_older: u64,

@@ -15,6 +15,7 @@ use std::fs;
 use std::path::Path;
 
 use super::format::{Reader, SEGMENT};
+use crate::spool::sled::swap;
 
 const SIZE: u64 = SEGMENT as u64;
 
@@ -32,12 +33,9 @@ pub struct Snapshot {
 impl Snapshot {
     /// The newest one of a folder; one that is damaged says nothing.
     pub fn newest(folder: &Path) -> Self {
-        let names = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let position = |name: &String| u64::from_str_radix(name.strip_prefix("snap.")?, 16).ok();
-        let names = names.filter_map(|name| name.into_string().ok()).filter(|name| position(name).is_some());
-        names
-            .max_by_key(position)
-            .and_then(|name| fs::read(folder.join(name)).ok())
+        let newest = swap::newest_snapshot(folder).ok().flatten();
+        newest
+            .and_then(|(_, name)| fs::read(folder.join(name)).ok())
             .and_then(|bytes| Self::read(&bytes))
             .unwrap_or_default()
     }

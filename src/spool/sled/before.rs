@@ -20,7 +20,7 @@ pub(super) fn must_be_whole(folder: &Path) -> Result<(), SpoolError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened.map_err(unreadable())?,
     };
-    let (snapshot, closed) = (newest_snapshot(folder)?, Closed::read(folder)?);
+    let (snapshot, closed) = (snapshot_position(folder)?, Closed::read(folder)?);
     if let Some(closed) = closed {
         compare(folder, &file, snapshot, closed)?;
     }
@@ -46,14 +46,12 @@ fn compare(folder: &Path, file: &File, snapshot: u64, closed: Closed) -> Result<
     }
     // Positions only grow.
     if snapshot < closed.snapshot {
-        let name = format!("snap.{:016X}", closed.snapshot);
-        return damaged(
-            folder,
-            format!(
-                "it was closed with the snapshot \"{name}\", which is missing; put it back, or remove \"closed\" if the \
-             database is an older one"
-            ),
+        let reason = format!(
+            "it was closed with the snapshot \"snap.{:016X}\", which is missing; put it back, or remove \"closed\" if the \
+             database is an older one",
+            closed.snapshot
         );
+        return damaged(folder, reason);
     }
     Ok(())
 }
@@ -63,10 +61,8 @@ fn damaged(folder: &Path, reason: String) -> Result<(), SpoolError> {
 }
 
 /// The position of the newest snapshot, which is in its name; 0 without one.
-pub(super) fn newest_snapshot(folder: &Path) -> Result<u64, SpoolError> {
-    let names = swap::snapshots(folder)?;
-    let positions = names.iter().filter_map(|name| u64::from_str_radix(name.strip_prefix("snap.")?, 16).ok());
-    Ok(positions.max().unwrap_or(0))
+pub(super) fn snapshot_position(folder: &Path) -> Result<u64, SpoolError> {
+    Ok(swap::newest_snapshot(folder)?.map_or(0, |(position, _)| position))
 }
 
 /// Refuses to make a database where one has been.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::super::{SpoolError, sync};
-use super::before::newest_snapshot;
+use super::before::snapshot_position;
 use super::open::{DATABASE, io_error, private_file, wait_for_the_last_one};
 use crate::spool::rescue::proof;
 
@@ -99,7 +99,7 @@ fn note(folder: &Path) -> Result<(), SpoolError> {
     let file = File::open(&path).map_err(unreadable())?;
     wait_for_the_last_one(&file, folder)?;
     file.sync_all().map_err(io_error(&path, "can't be synced"))?;
-    let snapshot = newest_snapshot(folder)?;
+    let snapshot = snapshot_position(folder)?;
     let end = proof::end(&file, snapshot).map_err(unreadable())?;
     let length = file.metadata().map_err(unreadable())?.len();
     // The names that sled gave must not come later than what says so.

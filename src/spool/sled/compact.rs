@@ -37,7 +37,7 @@ use super::{SledSpool, SledTree, snapshot, trouble, visit_pairs};
 use crate::clock::{Clock, SystemClock};
 use crate::config::SpoolConfig;
 use crate::spool::database::{Change, Tree};
-use crate::spool::space::{self, Space};
+use crate::spool::space::{self, Fit, Space};
 use crate::spool::{Compacted, SpoolError};
 
 /// Bytes of keys and values that are written to the copy at once.
@@ -278,33 +278,14 @@ fn sum_of(db: &sled::Db, folder: &Path, most: u64) -> Result<Sum, SpoolError> {
 
 pub(in crate::spool) fn check_room(folder: &Path, bytes: u64) -> Result<(), CompactError> {
     let needed = space::for_copy_of(bytes);
-    let free = Space::look(folder).map_err(io_error(folder, "its disk can't be looked at"))?.free;
-    match fit(needed, free, space::reserved(folder)) {
+    let space = Space::look(folder).map_err(io_error(folder, "its disk can't be looked at"))?;
+    match space.fit(needed) {
         Fit::Free => {}
         // It is set aside again once there is room for it.
         Fit::WithReserve => drop(space::release_reserve(folder)),
-        Fit::No => return Err(CompactError::NoRoom { spool: folder.to_owned(), needed, free }),
+        Fit::No => return Err(CompactError::NoRoom { spool: folder.to_owned(), needed, free: space.free }),
     }
     Ok(())
-}
-
-/// Whether a copy fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::spool) enum Fit {
-    Free,
-    /// In place of the reserve.
-    WithReserve,
-    No,
-}
-
-pub(in crate::spool) fn fit(needed: u64, free: u64, reserve: u64) -> Fit {
-    if needed <= free {
-        Fit::Free
-    } else if needed <= free.saturating_add(reserve) {
-        Fit::WithReserve
-    } else {
-        Fit::No
-    }
 }
 
 fn has_blobs(folder: &Path) -> Result<bool, SpoolError> {

@@ -88,6 +88,12 @@ pub(in crate::spool) fn snapshots(folder: &Path) -> Result<Vec<String>, SpoolErr
     Ok(names)
 }
 
+/// Position and name of the newest snapshot that is whole.
+pub(in crate::spool) fn newest_snapshot(folder: &Path) -> Result<Option<(u64, String)>, SpoolError> {
+    let position = |name: &str| u64::from_str_radix(name.strip_prefix("snap.")?, 16).ok();
+    Ok(snapshots(folder)?.into_iter().filter_map(|name| Some((position(&name)?, name))).max())
+}
+
 /// Removes a folder with all in it; one that is not there is fine.
 pub(in crate::spool) fn remove(folder: &Path) -> Result<(), SpoolError> {
     match fs::remove_dir_all(folder) {

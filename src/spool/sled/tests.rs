@@ -1,15 +1,16 @@
 //! The database on a real disk: durability, its known traps, and what a crash may leave.
 
+use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::{fs, sync::Arc};
 
 use uuid::Uuid;
 
 use super::super::record::{self, Format};
-use super::super::suite::{arrival, bytes, copy, deferred, departure, envelope, id, recipient, sled_in};
+use super::super::suite::{
+    arrival, bytes, copy, copy_at_each_sync, deferred, departure, envelope, id, recipient, sled_in,
+};
 use super::super::{Counters, Op, Spool, keys};
 use super::*;
 use crate::config::SpoolConfig;
@@ -37,30 +38,17 @@ fn what_was_committed_is_there_after_a_clean_stop() {
 fn at_each_sync_point_a_copy_of_the_folder_opens_with_all_that_was_answered() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
-    let answered = Arc::new(AtomicU64::new(0));
-    let copies = Arc::new(Mutex::new(Vec::new()));
-    spool.tree.watch.hook({
-        let (from, to) = (home.path().join("spool"), home.path().to_owned());
-        let (answered, copies) = (answered.clone(), copies.clone());
-        Box::new(move || {
-            let mut copies = copies.lock().expect("no panic");
-            let target = to.join(format!("copy{}", copies.len()));
-            copy(&from, &target.join("spool"));
-            copies.push((answered.load(Ordering::SeqCst), target));
-            Ok(())
-        })
-    });
+    let cuts = copy_at_each_sync(&spool, home.path());
     for number in 1..=20 {
         let envelope = envelope(number, 7_000, vec![recipient("x@a.example")]);
         let mut ops = arrival(&envelope);
         ops.push(Op::Counters(Counters { messages: u64::from(number), ..Counters::default() }));
         spool.commit(&ops).expect("committed");
-        answered.store(u64::from(number), Ordering::SeqCst);
+        cuts.answered.store(u64::from(number), Ordering::SeqCst);
     }
-    spool.tree.watch.hook(Box::new(|| Ok(())));
-    let copies = copies.lock().expect("no panic");
+    let copies = cuts.end(&spool);
     assert!(copies.len() >= 20, "one sync for each commit");
-    for (answered, copy) in &*copies {
+    for (answered, copy) in &copies {
         let killed = sled_in(copy).expect("opens");
         let there = killed.counters().expect("readable").messages;
         assert!(there >= *answered, "{there} messages, but {answered} were answered");

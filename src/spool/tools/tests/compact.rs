@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::config::SpoolConfig;
 use crate::spool::SpoolError;
-use crate::spool::sled::compact::{CompactError, Fit, State, check_room, compact, compact_through, fit};
+use crate::spool::sled::compact::{CompactError, State, check_room, compact, compact_through};
 use crate::spool::sled::swap::{Step, settle, snapshots};
-use crate::spool::suite::{arrival, copy, departure};
+use crate::spool::suite::{arrival, copy, copy_at_each_sync, departure};
 
 fn config(home: &Path) -> SpoolConfig {
     SpoolConfig { path: home.join("spool"), reserve: 0, ..SpoolConfig::default() }
@@ -103,33 +102,20 @@ fn a_spool_is_compacted_while_it_is_read_and_written() {
 /// At each sync of either database from the compaction on, a power cut may leave what is on disk.
 #[test]
 fn at_each_sync_after_a_compaction_a_copy_of_the_folder_has_all_that_was_answered() {
-    let (home, cuts) = (folder(), folder());
+    let (home, crashes) = (folder(), folder());
     grown(home.path());
     let spool = sled_in(home.path()).expect("opens");
-    let answered = Arc::new(AtomicU64::new(0));
-    let copies = Arc::new(Mutex::new(Vec::new()));
-    spool.tree.watch.hook({
-        let (from, to) = (home.path().join("spool"), cuts.path().to_owned());
-        let (answered, copies) = (answered.clone(), copies.clone());
-        Box::new(move || {
-            let mut copies = copies.lock().expect("no panic");
-            let target = to.join(copies.len().to_string());
-            copy(&from, &target.join("spool"));
-            copies.push((answered.load(Ordering::SeqCst), target));
-            Ok(())
-        })
-    });
+    let cuts = copy_at_each_sync(&spool, crashes.path());
     spool.compact(u64::MAX).expect("compacted");
     for number in 1..=20 {
         spool
             .commit(&arrival(&envelope(100 + number, 7_000, vec![recipient("x@a.example")])))
             .expect("committed");
-        answered.store(u64::from(number), Ordering::SeqCst);
+        cuts.answered.store(u64::from(number), Ordering::SeqCst);
     }
-    spool.tree.watch.hook(Box::new(|| Ok(())));
-    let copies = copies.lock().expect("no panic");
+    let copies = cuts.end(&spool);
     assert!(copies.len() >= 20, "{} syncs", copies.len());
-    for (answered, cut) in &*copies {
+    for (answered, cut) in &copies {
         let spool = sled_in(cut).expect("opens");
         for number in 1..=u8::try_from(*answered).expect("few") {
             assert_eq!(spool.content(id(100 + number)).expect("readable").len(), 7_000);
@@ -222,14 +208,6 @@ fn a_copy_that_is_not_like_the_spool_is_not_used() {
     });
     assert!(matches!(result, Err(CompactError::Unlike(_))), "{result:?}");
     assert_eq!(all(&sled_in(home.path()).expect("opens")), before);
-}
-
-#[test]
-fn a_copy_takes_the_place_of_the_reserve_only_when_that_is_enough() {
-    assert_eq!(fit(10, 10, 5), Fit::Free);
-    assert_eq!(fit(15, 10, 5), Fit::WithReserve);
-    assert_eq!(fit(16, 10, 5), Fit::No);
-    assert_eq!(fit(11, 10, 0), Fit::No);
 }
 
 #[test]
