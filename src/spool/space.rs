@@ -28,9 +28,9 @@ const COPY_AT_LEAST: u64 = 8 << 20;
 const GROWN: u64 = 1 << 30;
 /// or, when it is in the way of new mail, so many times as long as the copy would be;
 const GROWN_TIMES: u64 = 4;
-/// and when so much is in it: commits wait for about a third of a second,
+/// and when so much is in it: commits wait for about a third of a second (100,000 messages of 4 KiB took 8.4 s, 20 ms per MiB),
 const COPIED_MOST: u64 = 16 << 20;
-/// and for a second when no mail is taken anyway.
+/// and for 1.3 s when no mail is taken anyway.
 const COPIED_MOST_WHILE_SHORT: u64 = 64 << 20;
 /// Once short, that much more than the bound must be there before mail is taken again.
 const COME_BACK: f64 = 1.1;
