@@ -15,9 +15,10 @@ use crate::spool::SpoolError;
 
 pub mod v0001_initial;
 pub mod v0002_hold;
+pub mod v0003_blocks;
 
 /// The format that this program writes, and the newest that it reads.
-pub const CURRENT: u32 = v0002_hold::VERSION;
+pub const CURRENT: u32 = v0003_blocks::VERSION;
 
 /// One rung of the ladder: what the records of a format become in the next one.
 struct Step {
@@ -30,7 +31,7 @@ struct Step {
 }
 
 /// All of them, in order.
-const STEPS: &[Step] = &[v0002_hold::STEP];
+const STEPS: &[Step] = &[v0002_hold::STEP, v0003_blocks::STEP];
 
 /// Whether this program can use a spool of version `found` that `writer` wrote.
 ///

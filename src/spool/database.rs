@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use sled::IVec;
 
+use super::blocks::Blocks;
 use super::content::ContentFiles;
 use super::{
     Compacted, Counters, Deadlines, DestinationRecord, DueKey, DuePage, Migration, Op, Patrolled,
@@ -57,13 +58,19 @@ pub trait Tree: Send + Sync {
     }
 }
 
-/// A spool over a tree.
-#[derive(Debug, Default)]
-pub struct Database<T> {
-    pub(super) tree: T,
+/// What [`Blocks`] need of a tree.
+pub trait Store: Tree {
+    /// The last pair with `from` ≤ key ≤ `to`.
+    fn at_or_before(&self, from: &[u8], to: &[u8]) -> Result<Option<(IVec, IVec)>, SpoolError>;
 }
 
-impl<T: Tree + 'static> Spool for Database<T> {
+/// A spool over a tree.
+#[derive(Debug, Default)]
+pub struct Database<S> {
+    pub(super) tree: Blocks<S>,
+}
+
+impl<S: Store + 'static> Spool for Database<S> {
     fn commit(&self, ops: &[Op]) -> Result<(), SpoolError> {
         self.tree.apply(write::changes(&self.tree, ops)?)
     }

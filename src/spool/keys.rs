@@ -1,4 +1,5 @@
-//! The keys of the tree: one prefix byte, then fields of fixed width in big endian, so that order is order of time.
+//! The keys of the tree: one prefix byte, then fields of fixed width in big endian, so that order is order of time. Those with `d`
+//! and `t` lie in records of the tree, some in each ([`super::blocks`]).
 //!
 //! | prefix | key | value |
 //! |---|---|---|

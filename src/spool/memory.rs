@@ -8,7 +8,7 @@ use sled::IVec;
 
 use super::SpoolError;
 use super::content::ContentFiles;
-use super::database::{Change, Database, Tree, Visit};
+use super::database::{Change, Database, Store, Tree, Visit};
 
 /// A spool in memory. It knows no content files: give it [`Content::Memory`](crate::mail::envelope::Content) only.
 pub type MemorySpool = Database<MemoryTree>;
@@ -22,14 +22,19 @@ impl MemorySpool {
     /// Every key, for tests that look at what is left.
     #[cfg(test)]
     pub(crate) fn keys(&self) -> Vec<Vec<u8>> {
-        let map = self.tree.map.read().unwrap_or_else(PoisonError::into_inner);
-        map.keys().map(|key| key.to_vec()).collect()
+        let mut all = Vec::new();
+        let mut visit = |key: &[u8], _: &[u8]| {
+            all.push(key.to_vec());
+            true
+        };
+        self.tree.scan(&[], &[u8::MAX], &mut visit).expect("readable");
+        all
     }
 
     /// Damages the first record whose key starts so.
     #[cfg(test)]
     pub(crate) fn damage(&self, prefix: &[u8], how: super::record::Damage) {
-        let mut map = self.tree.map.write().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.tree.store.map.write().unwrap_or_else(PoisonError::into_inner);
         let found = map.iter_mut().find(|(key, _)| key.starts_with(prefix));
         let (_, record) = found.expect("a record to damage");
         *record = how.of(record);
@@ -80,5 +85,13 @@ impl Tree for MemoryTree {
 
     fn syncs(&self) -> u64 {
         0
+    }
+}
+
+impl Store for MemoryTree {
+    fn at_or_before(&self, from: &[u8], to: &[u8]) -> Result<Option<(IVec, IVec)>, SpoolError> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let last = map.range::<[u8], _>((Bound::Included(from), Bound::Included(to))).next_back();
+        Ok(last.map(|(key, value)| (key.clone(), value.clone())))
     }
 }

@@ -38,7 +38,7 @@
 //! mark of a migration (the next start goes on where it was).
 //!
 //! What no crash leaves, but damage can: an unsettled recipient without its due key, a due key that leads to nothing, a message
-//! without deadline key, counters that are wrong (the patrol puts them right), counters that can't be read (the start writes a
+//! without deadline key, a block of such keys that can't be read (`blocks/`), counters that are wrong (the patrol puts them right), counters that can't be read (the start writes a
 //! guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
 //! forgotten), a due key without its message (quarantined, so that the loss is seen), a content file with a changed byte, of
 //! another length or with anything but a whole trailer behind its content (whoever reads it finds that before its last byte is
@@ -46,6 +46,7 @@
 //! something that was safe once can't be read, or that is missing beside content or a snapshot, or that was closed and is
 //! shorter now, is refused before sled changes it ([`sled`], `before.rs`, `closed.rs`): `posthaste spool rescue` saves the rest.
 
+mod blocks;
 pub mod content;
 mod database;
 mod error;
@@ -246,11 +247,11 @@ pub struct Tally {
 /// How much was read of a spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
-    /// Records: keys that have a value.
+    /// Records of messages, destinations and the spool itself.
     pub records: u64,
     /// Those of them that are of a message: envelope, state, content.
     pub of_messages: u64,
-    /// Keys of an index, which have none.
+    /// Blocks of due or deadline keys, and wake keys.
     pub keys: u64,
 }
 

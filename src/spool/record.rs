@@ -47,12 +47,14 @@ pub(super) enum Kind {
     Start = 7,
     Reason = 8,
     Migration = 9,
+    Keys = 10,
 }
 
 impl Kind {
     /// The format since which records of this kind have the layout they have now.
     fn version(self) -> u8 {
         match self {
+            Self::Keys => 3,
             Self::State | Self::Destination | Self::Counters | Self::Migration => 2,
             Self::Envelope | Self::Content | Self::Format | Self::Start | Self::Reason => 1,
         }
@@ -247,6 +249,15 @@ pub(super) fn write_reason(reason: &str) -> IVec {
 
 pub(super) fn read_reason(record: &[u8]) -> Result<String, Unreadable> {
     read(Kind::Reason, record)
+}
+
+/// A block of keys; [`super::blocks`] knows what is in its payload.
+pub(super) fn write_keys(payload: &[u8]) -> IVec {
+    seal(Kind::Keys, [&[0; HEADER], payload].concat())
+}
+
+pub(super) fn read_keys(record: &[u8]) -> Result<Cow<'_, [u8]>, Unreadable> {
+    unseal(Kind::Keys, record)
 }
 
 /// The whole of an envelope, to be put into chunks.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::database::{Database, Tree};
+use super::database::{Database, Store, Tree};
 use super::memory::MemorySpool;
 use super::sled::SledSpool;
 use super::{Counters, DestinationRecord, DueKey, Op, Spool, SpoolError, keys};
@@ -110,7 +110,7 @@ fn due(spool: &dyn Spool, destination: &str, until_ms: u64, limit: usize) -> sup
     spool.due(&domain(destination), until_ms, &HashSet::new(), limit, &|_| false).expect("a page")
 }
 
-fn keys_without_meta<T: Tree + 'static>(spool: &Database<T>) -> Vec<Vec<u8>> {
+fn keys_without_meta<S: Store + 'static>(spool: &Database<S>) -> Vec<Vec<u8>> {
     let mut keys = Vec::new();
     let all = |key: &[u8], _: &[u8]| {
         keys.push(key.to_vec());
@@ -122,7 +122,7 @@ fn keys_without_meta<T: Tree + 'static>(spool: &Database<T>) -> Vec<Vec<u8>> {
     keys
 }
 
-fn a_message_reads_back_as_it_was_put<T: Tree + 'static>(spool: &Database<T>) {
+fn a_message_reads_back_as_it_was_put<S: Store + 'static>(spool: &Database<S>) {
     for (number, size) in (1..).zip([0, 1, 5_989, 5_990, 5_991, 20_000]) {
         let envelope = envelope(number, size, vec![recipient("Ann@A.example")]);
         spool.commit(&arrival(&envelope)).expect("committed");
@@ -135,7 +135,7 @@ fn a_message_reads_back_as_it_was_put<T: Tree + 'static>(spool: &Database<T>) {
     assert!(matches!(spool.content(id(99)), Err(SpoolError::Damaged { .. })));
 }
 
-fn a_thousand_recipients_are_chunked_and_removed_without_trace<T: Tree + 'static>(spool: &Database<T>) {
+fn a_thousand_recipients_are_chunked_and_removed_without_trace<S: Store + 'static>(spool: &Database<S>) {
     let recipients = (0..1_000).map(|n| recipient(&format!("some.longer.name.{n}@d{}.example", n % 7)));
     let envelope = envelope(1, 10, recipients.collect());
     spool.commit(&arrival(&envelope)).expect("committed");
@@ -149,7 +149,7 @@ fn a_thousand_recipients_are_chunked_and_removed_without_trace<T: Tree + 'static
     assert_eq!(keys_without_meta(spool), Vec::<Vec<u8>>::new());
 }
 
-fn removal_leaves_the_tree_empty<T: Tree + 'static>(spool: &Database<T>) {
+fn removal_leaves_the_tree_empty<S: Store + 'static>(spool: &Database<S>) {
     let envelope = envelope(1, 12_345, vec![recipient("a@a.example"), recipient("b@b.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     spool.commit(&departure(&envelope, false)).expect("committed");
@@ -163,7 +163,7 @@ fn removal_leaves_the_tree_empty<T: Tree + 'static>(spool: &Database<T>) {
     assert_eq!(keys_without_meta(spool), Vec::<Vec<u8>>::new());
 }
 
-fn of_two_changes_of_one_key_the_later_one_counts<T: Tree + 'static>(spool: &Database<T>) {
+fn of_two_changes_of_one_key_the_later_one_counts<S: Store + 'static>(spool: &Database<S>) {
     let a = domain("a.example");
     spool
         .commit(&[
@@ -176,7 +176,7 @@ fn of_two_changes_of_one_key_the_later_one_counts<T: Tree + 'static>(spool: &Dat
     assert_eq!(spool.wakes(None, 9).expect("readable"), [(2, a)]);
 }
 
-fn due_pages_in_order_and_tells_the_next_due_time<T: Tree + 'static>(spool: &Database<T>) {
+fn due_pages_in_order_and_tells_the_next_due_time<S: Store + 'static>(spool: &Database<S>) {
     for (number, due_ms) in [(1, 30), (2, 10), (3, 20), (4, 40)] {
         let envelope = envelope(number, 1, vec![recipient("x@a.example")]);
         let put = Op::PutMessage(envelope.clone(), Content::Memory(bytes(1)));
@@ -204,7 +204,7 @@ fn due_pages_in_order_and_tells_the_next_due_time<T: Tree + 'static>(spool: &Dat
     assert!(nothing.items.is_empty() && nothing.next_due_ms.is_none());
 }
 
-fn recipients_of_one_message_share_it_on_a_page<T: Tree + 'static>(spool: &Database<T>) {
+fn recipients_of_one_message_share_it_on_a_page<S: Store + 'static>(spool: &Database<S>) {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let page = due(spool, "a.example", u64::MAX, 9);
@@ -213,7 +213,7 @@ fn recipients_of_one_message_share_it_on_a_page<T: Tree + 'static>(spool: &Datab
     assert!(Arc::ptr_eq(one, two));
 }
 
-fn a_due_key_without_its_message_is_damaged<T: Tree + 'static>(spool: &Database<T>) {
+fn a_due_key_without_its_message_is_damaged<S: Store + 'static>(spool: &Database<S>) {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let lost = keys::chunk(keys::ENVELOPE, id(1), 0);
@@ -229,7 +229,7 @@ fn a_due_key_without_its_message_is_damaged<T: Tree + 'static>(spool: &Database<
     assert_eq!(spool.deadlines(None, 9).expect("readable"), []);
 }
 
-fn every_flipped_byte_of_a_record_is_noticed<T: Tree + 'static>(spool: &Database<T>) {
+fn every_flipped_byte_of_a_record_is_noticed<S: Store + 'static>(spool: &Database<S>) {
     let envelope = envelope(1, 6, vec![recipient("x@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     spool.commit(&[Op::PutRecipient(id(1), 0, deferred(1))]).expect("committed");
@@ -250,7 +250,7 @@ fn every_flipped_byte_of_a_record_is_noticed<T: Tree + 'static>(spool: &Database
     }
 }
 
-fn quarantine_takes_a_message_out_and_keeps_every_byte<T: Tree + 'static>(spool: &Database<T>) {
+fn quarantine_takes_a_message_out_and_keeps_every_byte<S: Store + 'static>(spool: &Database<S>) {
     let bad = envelope(1, 13_000, vec![recipient("x@a.example"), recipient("y@b.example")]);
     let good = envelope(2, 5, vec![recipient("z@a.example")]);
     spool.commit(&arrival(&bad)).expect("committed");
@@ -272,7 +272,7 @@ fn quarantine_takes_a_message_out_and_keeps_every_byte<T: Tree + 'static>(spool:
     assert_eq!(keys_without_meta(spool).len(), before - 3 + 2);
 }
 
-fn wakes_and_deadlines_come_in_order_of_time<T: Tree + 'static>(spool: &Database<T>) {
+fn wakes_and_deadlines_come_in_order_of_time<S: Store + 'static>(spool: &Database<S>) {
     let (a, b) = (domain("a.example"), domain("b.example"));
     spool
         .commit(&[
@@ -293,7 +293,7 @@ fn wakes_and_deadlines_come_in_order_of_time<T: Tree + 'static>(spool: &Database
     assert_eq!(spool.deadlines(Some(all[1]), 9).expect("readable"), all[2..]);
 }
 
-fn destinations_are_remembered_and_forgotten<T: Tree + 'static>(spool: &Database<T>) {
+fn destinations_are_remembered_and_forgotten<S: Store + 'static>(spool: &Database<S>) {
     let record = |failures| DestinationRecord {
         failures,
         retry_at_ms: 5,
@@ -313,7 +313,7 @@ fn destinations_are_remembered_and_forgotten<T: Tree + 'static>(spool: &Database
 }
 
 /// A message with a state record, in quarantine.
-fn quarantined<T: Tree + 'static>(spool: &Database<T>) -> StoredMessage {
+fn quarantined<S: Store + 'static>(spool: &Database<S>) -> StoredMessage {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@b.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let state = RecipientState { attempts: 3, ..RecipientState::fresh(9) };
@@ -323,7 +323,7 @@ fn quarantined<T: Tree + 'static>(spool: &Database<T>) -> StoredMessage {
     before
 }
 
-fn what_is_released_from_quarantine_is_as_it_was<T: Tree + 'static>(spool: &Database<T>) {
+fn what_is_released_from_quarantine_is_as_it_was<S: Store + 'static>(spool: &Database<S>) {
     let before = quarantined(spool);
     let found = spool.in_quarantine(id(1)).expect("readable").expect("there");
     assert_eq!((found.reason.as_str(), found.records), ("for a test", 3));
@@ -336,7 +336,7 @@ fn what_is_released_from_quarantine_is_as_it_was<T: Tree + 'static>(spool: &Data
     assert!(spool.in_quarantine(id(1)).expect("readable").is_none());
 }
 
-fn what_is_discarded_from_quarantine_leaves_nothing<T: Tree + 'static>(spool: &Database<T>) {
+fn what_is_discarded_from_quarantine_leaves_nothing<S: Store + 'static>(spool: &Database<S>) {
     quarantined(spool);
     let broken = keys::quarantined(&keys::chunk(keys::CONTENT, id(1), 0));
     spool.tree.apply(vec![(broken[..].into(), Some(b"?"[..].into()))]).expect("applied");
@@ -347,7 +347,7 @@ fn what_is_discarded_from_quarantine_leaves_nothing<T: Tree + 'static>(spool: &D
     assert!(spool.in_quarantine(id(1)).expect("readable").is_none());
 }
 
-fn a_message_that_is_known_is_not_read<T: Tree + 'static>(spool: &Database<T>) {
+fn a_message_that_is_known_is_not_read<S: Store + 'static>(spool: &Database<S>) {
     for number in [1, 2] {
         let to = vec![recipient("x@a.example"), recipient("y@b.example")];
         spool.commit(&arrival(&envelope(number, 1, to))).expect("committed");
@@ -361,7 +361,7 @@ fn a_message_that_is_known_is_not_read<T: Tree + 'static>(spool: &Database<T>) {
     assert_eq!(page.damaged, []);
 }
 
-fn listing_pages_by_id_and_leaves_out_what_is_unreadable<T: Tree + 'static>(spool: &Database<T>) {
+fn listing_pages_by_id_and_leaves_out_what_is_unreadable<S: Store + 'static>(spool: &Database<S>) {
     for number in 1..=5 {
         spool.commit(&arrival(&envelope(number, 1, vec![recipient("x@a.example")]))).expect("committed");
     }
@@ -377,7 +377,7 @@ fn listing_pages_by_id_and_leaves_out_what_is_unreadable<T: Tree + 'static>(spoo
     assert_eq!(list(None, 0), []);
 }
 
-fn counters_are_those_of_the_last_commit<T: Tree + 'static>(spool: &Database<T>) {
+fn counters_are_those_of_the_last_commit<S: Store + 'static>(spool: &Database<S>) {
     assert_eq!(spool.counters().expect("readable"), Counters::default());
     let counters = Counters {
         messages: 1,
@@ -392,7 +392,7 @@ fn counters_are_those_of_the_last_commit<T: Tree + 'static>(spool: &Database<T>)
     assert_eq!(spool.counters().expect("readable"), counters);
 }
 
-fn a_settled_recipient_keeps_its_end_until_the_message_goes<T: Tree + 'static>(spool: &Database<T>) {
+fn a_settled_recipient_keeps_its_end_until_the_message_goes<S: Store + 'static>(spool: &Database<S>) {
     let envelope = envelope(1, 1, vec![recipient("x@a.example"), recipient("y@a.example")]);
     spool.commit(&arrival(&envelope)).expect("committed");
     let delivered = RecipientState { status: Status::Delivered, ..deferred(0) };
@@ -439,7 +439,7 @@ pub(super) fn copy_at_each_sync(spool: &SledSpool, to: &Path) -> Cuts {
     let cuts = Cuts { answered: Arc::default(), copies: Arc::default() };
     let (from, to) = (spool.folder().to_owned(), to.to_owned());
     let (answered, copies) = (cuts.answered.clone(), cuts.copies.clone());
-    spool.tree.watch.hook(Box::new(move || {
+    spool.tree.store.watch.hook(Box::new(move || {
         let mut copies = copies.lock().expect("no panic");
         let target = to.join(format!("copy{}", copies.len()));
         copy(&from, &target.join("spool"));
@@ -452,7 +452,7 @@ pub(super) fn copy_at_each_sync(spool: &SledSpool, to: &Path) -> Cuts {
 impl Cuts {
     /// No more are taken: what was answered at each, and the folder of its copy.
     pub fn end(self, spool: &SledSpool) -> Vec<(u64, PathBuf)> {
-        spool.tree.watch.hook(Box::new(|| Ok(())));
+        spool.tree.store.watch.hook(Box::new(|| Ok(())));
         std::mem::take(&mut *self.copies.lock().expect("no panic"))
     }
 }

@@ -106,7 +106,8 @@ impl Known {
 /// All messages in memory.
 #[derive(Debug, Default)]
 pub(super) struct Residents {
-    messages: HashMap<QueueId, Resident>,
+    /// Boxed: a map has room for up to four times what is in it.
+    messages: HashMap<QueueId, Box<Resident>>,
     known: Known,
     lingering: VecDeque<(u64, QueueId)>,
     reads: BTreeSet<u64>,
@@ -121,16 +122,16 @@ pub(super) struct Residents {
 
 impl Residents {
     pub fn get(&self, id: QueueId) -> Option<&Resident> {
-        self.messages.get(&id)
+        self.messages.get(&id).map(|resident| &**resident)
     }
 
     pub fn get_mut(&mut self, id: QueueId) -> Option<&mut Resident> {
-        self.messages.get_mut(&id)
+        self.messages.get_mut(&id).map(|resident| &mut **resident)
     }
 
     /// All of them, in no order.
     pub fn all(&self) -> impl Iterator<Item = &Resident> {
-        self.messages.values()
+        self.messages.values().map(|resident| &**resident)
     }
 
     /// The ids of all of them, for readers.
@@ -184,7 +185,7 @@ impl Residents {
         let states = vec![RecipientState::fresh(envelope.arrived_ms); count];
         self.content_bytes += content.as_ref().map_or(0, Bytes::len);
         self.held += count;
-        let resident = Resident {
+        let resident = Box::new(Resident {
             states,
             places: vec![Place::Arriving; count],
             content,
@@ -196,14 +197,14 @@ impl Residents {
             held: count,
             since: 0,
             envelope: envelope.clone(),
-        };
+        });
         self.known.insert(envelope.id);
         self.messages.insert(envelope.id, resident);
     }
 
     /// Takes in a message that was read from the spool, unless it is here already, and returns what holds.
     pub fn adopt(&mut self, stored: &StoredMessage) -> &mut Resident {
-        self.messages.entry(stored.envelope.id).or_insert_with(|| Resident {
+        let read = || Resident {
             places: vec![Place::Disk; stored.states.len()],
             // One that was on hold and was released looks fresh, but has its record.
             records: true,
@@ -216,7 +217,8 @@ impl Residents {
             held: 0,
             since: 0,
             envelope: stored.envelope.clone(),
-        })
+        };
+        self.messages.entry(stored.envelope.id).or_insert_with(|| Box::new(read()))
     }
 
     /// Moves a recipient; going to [`Place::Disk`] may let the message go.
@@ -297,7 +299,7 @@ impl Residents {
             self.lingering.pop_front();
             // One that was held and let go again meanwhile stands in line once more, for later reads.
             let done = |resident: &Resident| resident.held == 0 && resident.since == since;
-            if self.messages.get(&id).is_some_and(done) {
+            if self.get(id).is_some_and(done) {
                 self.messages.remove(&id);
             }
         }

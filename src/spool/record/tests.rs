@@ -75,6 +75,11 @@ fn golden_counters_format_start_reason() {
         "07016a5c08e7020000000000000002000000000000006162",
     );
     golden("reason", &write_reason("why"), "080163e973820300000000000000776879");
+    golden(
+        "keys",
+        &write_keys(b"\x02\x01\0b\x03\x01\0c\x01\x02\0bx"),
+        "0a03fc266d0702010062030100630102006278",
+    );
 }
 
 #[test]
@@ -227,8 +232,8 @@ proptest! {
 
     #[test]
     fn random_payloads_under_a_good_checksum_do_not_panic(
-        kind in 0..11u8,
-        version in 0..4u8,
+        kind in 0..12u8,
+        version in 0..5u8,
         payload in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         let mut record = vec![kind, version, 0, 0, 0, 0];
@@ -237,6 +242,7 @@ proptest! {
         record[2..6].copy_from_slice(&crc.to_le_bytes());
         let _ = (read_state(&record), read_destination(&record), read_counters(&record));
         let _ = (read_format(&record), read_start(&record), read_reason(&record), read_migration(&record));
+        let _ = read_keys(&record);
         let _ = carried(&record);
         let _ = read_chunks::<Unreadable>(Kind::Content, |_| Ok(Some(record[..].into())));
     }

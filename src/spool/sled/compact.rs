@@ -41,9 +41,10 @@ use crate::spool::space::{self, Fit, Space};
 use crate::spool::{Compacted, SpoolError};
 
 /// Bytes of keys and values that are written to the copy at once.
-const PIECE: usize = 4 << 20;
-/// Keys that are written to the copy at once.
-const PIECE_KEYS: usize = 10_000;
+const PIECE: usize = 1 << 20;
+/// Keys that are written to the copy at once. sled keeps each page as it was before each change until a batch is applied: some KiB
+/// of memory for each key.
+const PIECE_KEYS: usize = 1_000;
 
 /// Why nothing was compacted. The spool is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +97,7 @@ pub(in crate::spool) fn compact_through(
 ) -> Result<Compacted, CompactError> {
     let spool = SledSpool::open_existing(config)?;
     let lock = spool.lock().map_err(io_error(spool.folder(), "its lock can't be held"))?;
-    let compacted = spool.tree.compact_through(u64::MAX, reached);
+    let compacted = spool.tree.store.compact_through(u64::MAX, reached);
     drop((spool, lock));
     compacted
 }
@@ -209,7 +210,7 @@ fn write_copy(
     }
     let copy = folder.join(COPY);
     let new = SledSpool::open_copy(&copy_config(&copy))?;
-    let filled = fill(db, folder, &new.tree, reached);
+    let filled = fill(db, folder, &new.tree.store, reached);
     // sled panics in its destructor when its last sync fails, too: what failed first is what to tell.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(new)));
     let filled = filled?;
@@ -258,7 +259,7 @@ fn read_copy(copy: &Path) -> Result<Sum, CompactError> {
     if has_blobs(copy)? {
         return Err(CompactError::Unlike("the copy would have files in blobs/"));
     }
-    Ok(new.tree.hold(|db| sum_of(db, copy, u64::MAX))?)
+    Ok(new.tree.store.hold(|db| sum_of(db, copy, u64::MAX))?)
 }
 
 fn copy_config(copy: &Path) -> SpoolConfig {

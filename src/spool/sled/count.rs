@@ -12,7 +12,7 @@ pub(super) struct Count {
 }
 
 impl Count {
-    /// One key, with its value, was read.
+    /// One key of the database, with its value, was read.
     pub fn read(&self, key: &[u8]) {
         match key.first() {
             Some(&(keys::DUE | keys::WAKE | keys::DEADLINE)) => &self.keys,

@@ -26,7 +26,7 @@ mod tests;
 pub(super) mod whole;
 
 use std::fs::File;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -39,7 +39,7 @@ use self::count::Count;
 use self::open::OpenDatabase;
 use self::snapshot::{SNAPSHOT_AT_THE_END, SNAPSHOT_WHILE_RUNNING};
 use super::content::ContentFiles;
-use super::database::{Change, Database, Tree, Visit};
+use super::database::{Change, Database, Store, Tree, Visit};
 use super::space;
 use super::sync::{self, Watch};
 use super::{Compacted, Reads, SpoolError};
@@ -68,22 +68,22 @@ pub struct SledTree {
 impl SledSpool {
     /// The folder, absolute.
     pub fn folder(&self) -> &Path {
-        &self.tree.folder
+        &self.tree.store.folder
     }
 
     /// The instance id of this run.
     pub fn instance(&self) -> &str {
-        &self.tree.instance
+        &self.tree.store.instance
     }
 
     /// The content files beside the database.
     pub fn files(&self) -> ContentFiles {
-        ContentFiles::new(self.tree.folder.join(open::CONTENT))
+        ContentFiles::new(self.tree.store.folder.join(open::CONTENT))
     }
 
     /// The folder's lock: as long as it lives nobody else opens the spool, even when this one is closed.
     pub(super) fn lock(&self) -> std::io::Result<File> {
-        self.tree._lock.try_clone()
+        self.tree.store._lock.try_clone()
     }
 }
 
@@ -174,6 +174,15 @@ impl Tree for SledTree {
 
     fn reads(&self) -> Reads {
         self.count.reads()
+    }
+}
+
+impl Store for SledTree {
+    fn at_or_before(&self, from: &[u8], to: &[u8]) -> Result<Option<(IVec, IVec)>, SpoolError> {
+        let range = (Bound::Included(from), Bound::Included(to));
+        let found = self.with(|db| db.range::<&[u8], _>(range).next_back().transpose())?;
+        found.iter().for_each(|(key, _)| self.count.read(key));
+        Ok(found)
     }
 }
 

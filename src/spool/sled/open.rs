@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::super::blocks::Blocks;
 use super::super::database::{Change, Tree};
 use super::super::record::{self, Format, MigrationMark, Start, Unreadable};
 use super::super::space::{self, Bounds};
@@ -117,7 +118,7 @@ impl SledSpool {
             Purpose::Copy => Ok(()),
         };
         match ready {
-            Ok(()) => Ok(Self { tree }),
+            Ok(()) => Ok(Self { tree: Blocks::new(tree) }),
             Err(error) => {
                 // What could not be used is not noted as closed.
                 tree.failed.get_or_init(|| error.to_string());

@@ -67,11 +67,11 @@ fn at_each_sync_point_a_copy_of_the_folder_opens_with_all_that_was_answered() {
 fn a_commit_is_at_least_one_sync_and_not_many() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
-    let before = spool.tree.watch.syncs();
+    let before = spool.tree.store.watch.syncs();
     for number in 1..=20 {
         spool.commit(&arrival(&envelope(number, 4_096, vec![recipient("x@a.example")]))).expect("committed");
     }
-    let syncs = spool.tree.watch.syncs() - before;
+    let syncs = spool.tree.store.watch.syncs() - before;
     assert!(
         (20..=50).contains(&syncs),
         "{syncs} syncs for 20 commits: manifest and rest of each, and a few of sled's own"
@@ -82,10 +82,10 @@ fn a_commit_is_at_least_one_sync_and_not_many() {
 fn after_a_failed_sync_every_commit_is_refused() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
-    spool.tree.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::EIO))));
+    spool.tree.store.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::EIO))));
     let ops = arrival(&envelope(1, 10, vec![recipient("x@a.example")]));
     assert!(spool.commit(&ops).is_err());
-    spool.tree.watch.hook(Box::new(|| Ok(())));
+    spool.tree.store.watch.hook(Box::new(|| Ok(())));
     assert!(matches!(spool.commit(&ops), Err(SpoolError::Closed(_))));
     assert!(matches!(spool.commit(&[]), Err(SpoolError::Closed(_))));
 }
@@ -96,7 +96,7 @@ fn a_commit_whose_write_fails_comes_back() {
     for _ in 0..20 {
         let home = folder();
         let spool = sled_in(home.path()).expect("opens");
-        spool.tree.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::EIO))));
+        spool.tree.store.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::EIO))));
         let (done, result) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             done.send(spool.commit(&arrival(&envelope(1, 20_000, vec![recipient("x@a.example")]))))
@@ -119,14 +119,14 @@ fn a_snapshot_between_two_commits_is_taken_for_what_was_written_and_loses_nothin
     let mut seen = snapshots(home.path());
     for number in 1..=20 {
         spool.commit(&arrival(&envelope(number, 20_000, vec![recipient("x@a.example")]))).expect("committed");
-        let written = spool.tree.watch.written();
-        spool.tree.take_snapshot_from(written + 1);
+        let written = spool.tree.store.watch.written();
+        spool.tree.store.take_snapshot_from(written + 1);
         assert_eq!(snapshots(home.path()), seen, "too little was written");
-        spool.tree.take_snapshot_from(written);
+        spool.tree.store.take_snapshot_from(written);
         let now = snapshots(home.path());
         assert!(now.len() == 1 && now != seen, "a new one instead of the last: {now:?}");
         seen = now;
-        assert!(spool.tree.watch.written() < 20_000, "the next one counts from here");
+        assert!(spool.tree.store.watch.written() < 20_000, "the next one counts from here");
     }
     // As `kill -9` would leave it.
     let killed = home.path().join("copy");
@@ -152,7 +152,7 @@ fn readers_wait_while_a_snapshot_is_taken() {
         });
         for _ in 0..10 {
             let before = reads.load(Ordering::SeqCst);
-            spool.tree.take_snapshot_from(0);
+            spool.tree.store.take_snapshot_from(0);
             // Whoever wants to write goes first: the next snapshot would keep the reader out.
             while !reader.is_finished() && reads.load(Ordering::SeqCst) < before + 2 {
                 std::thread::yield_now();
@@ -171,7 +171,7 @@ fn a_database_that_does_not_open_again_takes_no_more_commits() {
     let conf = home.path().join("spool/conf");
     let good = fs::read(&conf).expect("readable");
     fs::write(&conf, b"not what sled wrote here").expect("written");
-    spool.tree.take_snapshot_from(0);
+    spool.tree.store.take_snapshot_from(0);
     assert!(matches!(spool.commit(&[]), Err(SpoolError::Closed(_))));
     assert!(matches!(spool.message(id(1)), Err(SpoolError::Closed(_))));
     drop(spool);
@@ -199,7 +199,7 @@ fn a_first_start_that_ended_half_way_does_not_prevent_the_next() {
 fn a_full_disk_has_its_own_error() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
-    spool.tree.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::ENOSPC))));
+    spool.tree.store.watch.hook(Box::new(|| Err(io::Error::from_raw_os_error(libc::ENOSPC))));
     let full = spool.commit(&arrival(&envelope(1, 10, vec![recipient("x@a.example")])));
     assert!(matches!(full, Err(SpoolError::Full(_))), "{full:?}");
 }
@@ -210,7 +210,7 @@ fn a_start_whose_flushes_reach_no_device_is_refused() {
     let spool = sled_in(home.path()).expect("opens");
     // A watch of another file: sled's syncs are not seen there.
     let other = File::create(home.path().join("other")).expect("a file");
-    let tree = SledTree { watch: Watch::new(other).expect("watched"), ..spool.tree };
+    let tree = SledTree { watch: Watch::new(other).expect("watched"), ..spool.tree.store };
     let refused = open::prove_durable(&tree, 7);
     assert!(matches!(refused, Err(SpoolError::NotDurable(..))), "{refused:?}");
 }
@@ -413,7 +413,7 @@ fn what_can_not_be_read_of_the_database_is_told() {
     let home = folder();
     let spool = sled_in(home.path()).expect("opens");
     assert_eq!(spool.damage(), None);
-    let read = spool.tree.with(|_| Err::<(), _>(sled::Error::Corruption { at: None, bt: () }));
+    let read = spool.tree.store.with(|_| Err::<(), _>(sled::Error::Corruption { at: None, bt: () }));
     assert!(matches!(read, Err(SpoolError::Database { .. })), "{read:?}");
     let told = spool.damage().expect("told");
     assert!(told.contains("posthaste spool rescue"), "{told}");

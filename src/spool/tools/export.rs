@@ -14,6 +14,7 @@ use super::line::{
 use super::{each_id, each_pair};
 use crate::mail::envelope::{ContentPlace, StoredMessage};
 use crate::mail::id::QueueId;
+use crate::spool::blocks::Blocks;
 use crate::spool::content::{ContentFile, ContentFiles};
 use crate::spool::database::Tree;
 use crate::spool::sled::{SledSpool, SledTree};
@@ -88,7 +89,7 @@ const KINDS: [u8; 3] = [keys::ENVELOPE, keys::STATE, keys::CONTENT];
 
 struct Export<'a> {
     spool: &'a SledSpool,
-    tree: &'a SledTree,
+    tree: &'a Blocks<SledTree>,
     files: ContentFiles,
     out: &'a mut dyn Write,
     tell: &'a mut dyn FnMut(&str),

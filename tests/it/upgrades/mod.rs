@@ -78,12 +78,16 @@ fn a_spool_that_this_program_left_is_taken_over() {
 }
 
 #[test]
-fn spools_of_format_1_are_carried_over_and_their_mail_is_delivered() {
-    for name in ["v0001-cleanly.tar.gz", "v0001-killed.tar.gz"] {
+fn spools_of_older_formats_are_carried_over_and_their_mail_is_delivered() {
+    let fixtures = [1, 2].into_iter().flat_map(|format| ["cleanly", "killed"].map(|ended| (format, ended)));
+    for (format, ended) in fixtures {
+        let name = format!("v{format:04}-{ended}.tar.gz");
         let sink = Sink::friendly();
-        let mut relay = unpack(name, &sink).start();
+        let mut relay = unpack(&name, &sink).start();
+        retry_all(&relay);
         delivers_all(&relay, &sink);
-        assert!(relay.output().contains("from=1 to=2"), "{name}: {}", relay.last_lines(40));
+        let carried = format!("from={format} to=3");
+        assert!(relay.output().contains(&carried), "{name}: {}", relay.last_lines(40));
         relay.signal(SIGTERM);
         relay.ended_within(PATIENCE).expect("it stops");
         let config = SpoolConfig { path: relay.folder().join("spool"), reserve: 0, ..SpoolConfig::default() };
@@ -97,7 +101,7 @@ fn an_old_spool_is_carried_over_without_a_running_relay() {
     let sink = Sink::friendly();
     let setup = unpack("v0001-cleanly.tar.gz", &sink);
     let ended = setup.run(&["migrate", "--config", "posthaste.toml"]);
-    assert!(ended.status.success() && ended.output.contains("format 2"), "{}", ended.output);
+    assert!(ended.status.success() && ended.output.contains("format 3"), "{}", ended.output);
     let again = setup.run(&["migrate", "--config", "posthaste.toml"]);
     assert!(again.output.contains("nothing to do"), "{}", again.output);
     let relay = setup.start();

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{END, each_id, each_pair};
 use crate::mail::id::QueueId;
+use crate::spool::blocks::Blocks;
 use crate::spool::content::ContentFiles;
 use crate::spool::database::Tree;
 use crate::spool::sled::{SledSpool, SledTree};
@@ -97,6 +98,7 @@ pub fn check(spool: &SledSpool, tell: &mut dyn FnMut(&Finding)) -> Result<Checke
     check.messages()?;
     check.strays()?;
     check.wakes()?;
+    check.blocks()?;
     check.destinations()?;
     check.quarantine()?;
     check.content_folder()?;
@@ -107,7 +109,7 @@ pub fn check(spool: &SledSpool, tell: &mut dyn FnMut(&Finding)) -> Result<Checke
 
 struct Check<'a> {
     spool: &'a SledSpool,
-    tree: &'a SledTree,
+    tree: &'a Blocks<SledTree>,
     files: ContentFiles,
     tell: &'a mut dyn FnMut(&Finding),
     /// What the spool says of itself, if that can be read.
@@ -185,6 +187,19 @@ impl Check<'_> {
             }
             Ok(())
         })
+    }
+
+    /// Blocks of index keys.
+    fn blocks(&mut self) -> Result<(), SpoolError> {
+        let mut texts = Vec::new();
+        self.tree.unreadable(&mut |name, error| {
+            texts.push(format!(
+                "the block {} of index keys can't be read ({error}): its keys are missing",
+                shown(name)
+            ));
+        })?;
+        texts.into_iter().for_each(|text| self.damage(text));
+        Ok(())
     }
 
     /// Keys that no program of this format writes.

@@ -44,7 +44,8 @@ fn a_compacted_spool_is_smaller_and_has_all_that_was_there() {
     let length = || fs::metadata(home.path().join("spool/db")).expect("there").len();
     let grown = length();
     let done = compact(&config(home.path())).expect("compacted");
-    assert_eq!((done.before, done.after), (grown, length()));
+    // sled may have cut off a free end when it was opened.
+    assert!(done.before <= grown && done.after == length(), "{done:?} of {grown}");
     assert!(done.after * 4 < done.before, "{done:?}");
     let spool = sled_in(home.path()).expect("opens");
     assert_eq!((all(&spool), spool.counters().expect("readable")), (before, counters));

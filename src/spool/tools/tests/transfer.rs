@@ -379,11 +379,11 @@ fn an_import_of_many_is_several_commits_and_counts_all() {
         spool.commit(&[Op::PutMessage(envelope, Content::Memory(bytes(30_000)))]).expect("committed");
     }
     let copy = sled_in(other.path()).expect("opens");
-    let before = copy.tree.watch.syncs();
+    let before = copy.tree.store.watch.syncs();
     let (text, _) = exported(&spool);
     assert_eq!(imported(&copy, &text).expect("imported").messages, 200);
     assert_eq!(copy.counters().expect("readable"), counters);
-    let syncs = copy.tree.watch.syncs() - before;
+    let syncs = copy.tree.store.watch.syncs() - before;
     assert!((2..=150).contains(&syncs), "{syncs} syncs for 200 messages: one for each 512 KiB, and commits");
     let (found, summary) = checked(&copy);
     assert_eq!((found, summary.due_keys, summary.wake_keys), (Vec::new(), 400, 2));
