@@ -31,7 +31,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use super::open::{BLOBS, CONF, DATABASE, io_error, private_file, protect_and_sync, wait_for_the_last_one};
+use super::open::{
+    BLOBS, CONF, DATABASE, guarded, io_error, private_file, protect_and_sync, wait_for_the_last_one,
+};
 use super::swap::{self, COPY, Step};
 use super::{SledSpool, SledTree, snapshot, trouble, visit_pairs};
 use crate::clock::{Clock, SystemClock};
@@ -144,7 +146,9 @@ impl SledTree {
                 return kept.and_then(|kept| removed.map(|()| kept).map_err(CompactError::Spool));
             }
         };
-        let exchanged = database.take().map_or(Ok(()), snapshot::close).and_then(|()| {
+        let old = database.take();
+        let exchanged = guarded(&self.folder, || {
+            old.map_or(Ok(()), snapshot::close)?;
             wait_until_closed(&self.folder)?;
             swap::decide(&self.folder)?;
             swap::finish(&self.folder, &mut |step| reached(State::Swapping(step)))?;
@@ -204,10 +208,10 @@ fn write_copy(
     if bytes > most {
         return Err(CompactError::TooMuch(most));
     }
-    check_room(folder, bytes)?;
     if has_blobs(folder)? {
         return Err(CompactError::Unlike("the database has files in blobs/"));
     }
+    check_room(folder, bytes)?;
     let copy = folder.join(COPY);
     let new = SledSpool::open_copy(&copy_config(&copy))?;
     let filled = fill(db, folder, &new.tree.store, reached);

@@ -257,7 +257,10 @@ impl OpenDatabase {
 }
 
 /// sled panics on some kinds of damage.
-fn guarded<T>(folder: &Path, work: impl FnOnce() -> Result<T, SpoolError>) -> Result<T, SpoolError> {
+pub(super) fn guarded<T>(
+    folder: &Path,
+    work: impl FnOnce() -> Result<T, SpoolError>,
+) -> Result<T, SpoolError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("for no known reason");

@@ -181,6 +181,19 @@ fn a_crash_in_any_state_leaves_a_spool_that_opens_with_all_mail() {
 }
 
 #[test]
+fn a_panic_while_the_databases_are_exchanged_is_told_and_loses_nothing() {
+    let home = folder();
+    grown(home.path());
+    let spool = sled_in(home.path()).expect("opens");
+    let before = all(&spool);
+    drop(spool);
+    let mut panicking = |state| assert!(!matches!(state, State::Swapping(_)), "a test panics");
+    let told = compact_through(&config(home.path()), &mut panicking).expect_err("told").to_string();
+    assert!(told.contains("a test panics"), "{told}");
+    assert_eq!(all(&sled_in(home.path()).expect("opens")), before);
+}
+
+#[test]
 fn a_spool_is_in_use_until_it_is_compacted() {
     let home = folder();
     grown(home.path());
