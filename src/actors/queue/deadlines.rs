@@ -206,6 +206,8 @@ impl Queue {
     ) -> Verdicts {
         let now_ms = self.now_ms();
         let mut verdicts = Verdicts::default();
+        // The report may be made for a later commit than this one: after a crash between the two somebody must look again.
+        let report_due_ms = now_ms + LOOK_AGAIN_MS;
         for (number, (state, place)) in (0..).zip(states.iter().zip(places)) {
             if state.status.is_settled() {
                 continue;
@@ -228,12 +230,12 @@ impl Queue {
                 now_ms + LOOK_AGAIN_MS
             } else if is_expired {
                 verdicts.expired.push(Failed { cause: expired(failed().cause), ..failed() });
-                continue;
+                report_due_ms
             } else {
                 match deadline(silent) {
                     Deadline::Notice(at) if at <= now_ms => {
                         verdicts.delayed.push(failed());
-                        deadline(true).at_ms()
+                        deadline(true).at_ms().min(report_due_ms)
                     }
                     later => later.at_ms(),
                 }
