@@ -14,7 +14,7 @@
 //! | 10 keys | for each key, in ascending order: how many bytes it shares with the one before u8, how many follow u16 little endian, these bytes; the first one shares with the block's own key |
 //!
 //! Record 10 has version 3. Each key in a block is at or after the block's own key, and before that of the next block with
-//! the same first byte. The first block of each kind has the first byte alone as its key, or else is one of the following.
+//! the same first byte. Keys before the first block go into one whose own key is the first byte alone.
 //!
 //! A block with an empty value holds its own key alone. So every due or deadline key of format 2 is such a block, and nothing
 //! has to be rewritten: these go as their recipients are delivered, or grow as others come.

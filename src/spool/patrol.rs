@@ -101,7 +101,7 @@ fn look_everywhere<T: Tree>(
             found.misdated.push(stored);
         }
         left -= 1;
-        left > 0
+        left > 0 && !missing.is_empty()
     })?;
     let rest = if left == 0 { &mut found.misdated } else { &mut found.undated };
     rest.extend(missing.into_values());

@@ -21,7 +21,7 @@ use crate::spool::{DestinationRecord, Op, Spool, SpoolError};
 
 /// Deadline keys read at once.
 const KEYS_PER_READ: usize = 64;
-/// When to look again at a recipient that was in flight at its deadline, or that nobody could try yet.
+/// When to look again at a recipient that was in flight at its deadline, that nobody could try yet, or whose report is being made.
 pub(super) const LOOK_AGAIN_MS: u64 = 60_000;
 /// How long after a start, or a jump of wall time, nothing expires that nobody has tried since: by then whatever was overdue
 /// has had its turn, unless something keeps it from it for good.
@@ -206,8 +206,8 @@ impl Queue {
     ) -> Verdicts {
         let now_ms = self.now_ms();
         let mut verdicts = Verdicts::default();
-        // The report may be made for a later commit than this one: after a crash between the two somebody must look again.
-        let report_due_ms = now_ms + LOOK_AGAIN_MS;
+        // A report may be made for a later commit than this one: after a crash between the two somebody must look again.
+        let look_again_ms = now_ms + LOOK_AGAIN_MS;
         for (number, (state, place)) in (0..).zip(states.iter().zip(places)) {
             if state.status.is_settled() {
                 continue;
@@ -227,15 +227,15 @@ impl Queue {
             let next = if busy
                 || (is_expired && !self.had_its_chance(envelope.arrived_ms, now_ms, state, trouble))
             {
-                now_ms + LOOK_AGAIN_MS
+                look_again_ms
             } else if is_expired {
                 verdicts.expired.push(Failed { cause: expired(failed().cause), ..failed() });
-                report_due_ms
+                look_again_ms
             } else {
                 match deadline(silent) {
                     Deadline::Notice(at) if at <= now_ms => {
                         verdicts.delayed.push(failed());
-                        deadline(true).at_ms().min(report_due_ms)
+                        deadline(true).at_ms().min(look_again_ms)
                     }
                     later => later.at_ms(),
                 }

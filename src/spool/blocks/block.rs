@@ -71,7 +71,7 @@ pub(super) fn write(block: &[u8], keys: &[IVec]) -> IVec {
 /// How many bytes a key shares with the one before it, and how many it has of its own.
 fn split(before: &[u8], key: &[u8]) -> (u8, u16) {
     let shared = before.iter().zip(key).take(u8::MAX.into()).take_while(|(a, b)| a == b).count();
-    // Keys are shorter than 300 bytes.
+    debug_assert!(key.len() < 300, "a domain and numbers: {} bytes", key.len());
     (u8::try_from(shared).unwrap_or(u8::MAX), u16::try_from(key.len() - shared).unwrap_or(u16::MAX))
 }
 
@@ -90,13 +90,13 @@ pub(super) fn pieces(block: &[u8], keys: &[IVec], grows_at_end: bool) -> Vec<Ran
     let most = if grows_at_end { FULL } else { all.div_ceil(all.div_ceil(FULL).max(1)) };
     let mut pieces = Vec::with_capacity(1);
     let (mut start, mut size) = (0, 0);
-    for (at, cost) in costs().enumerate() {
-        if at > start && size + cost > most {
+    for (at, bytes) in costs().enumerate() {
+        if at > start && size + bytes > most {
             pieces.push(start..at);
             // The first key of a piece is the name of its block.
-            (start, size) = (at, PREFIX);
+            (start, size) = (at, cost(&keys[at], &keys[at]));
         } else {
-            size += cost;
+            size += bytes;
         }
     }
     pieces.push(start..keys.len());

@@ -5,8 +5,8 @@
 //! keys of these two indexes lie in blocks of [`block::FULL`] bytes, and [`Blocks`] shows them as keys again: nobody above it
 //! knows of blocks.
 //!
-//! A block's own key is a lower bound of the keys in it; they are all below the next block's. The first block of an index has the
-//! prefix byte alone as its key. LAW: keys move to later blocks only, in the commit that makes these. A scan reads blocks
+//! A block's own key is a lower bound of the keys in it; they are all below the next block's. Keys before the first block go into
+//! one whose own key is the prefix byte alone. LAW: keys move to later blocks only, in the commit that makes these. A scan reads blocks
 //! in order, so what it has not seen yet is never moved to where it has been; what it has seen it does not show again. That is why
 //! blocks that become small are not put together; one that becomes empty is removed.
 
@@ -42,6 +42,8 @@ type Wanted = BTreeMap<IVec, bool>;
 struct Found {
     name: IVec,
     keys: Vec<IVec>,
+    /// It can't be read, so nobody knows its keys.
+    damaged: bool,
 }
 
 /// Whether a key is one of those that lie in blocks.
@@ -109,13 +111,15 @@ impl<S: Store> Blocks<S> {
     /// The block that this key belongs to, there or not.
     fn find(&self, key: &[u8]) -> Result<Found, SpoolError> {
         let Some((name, record)) = self.of(key)? else {
-            return Ok(Found { name: IVec::from(&key[..1]), keys: Vec::new() });
+            return Ok(Found { name: IVec::from(&key[..1]), keys: Vec::new(), damaged: false });
         };
-        let keys = block::read(&name, &record).unwrap_or_else(|error| {
-            self.tell(&name, &error);
-            Vec::new()
-        });
-        Ok(Found { name, keys })
+        Ok(match block::read(&name, &record) {
+            Ok(keys) => Found { name, keys, damaged: false },
+            Err(error) => {
+                self.tell(&name, &error);
+                Found { name, keys: Vec::new(), damaged: true }
+            }
+        })
     }
 
     /// The keys of a block after all that is wanted of it, which is taken out of `wanted`.
@@ -152,13 +156,14 @@ impl<S: Store> Blocks<S> {
             return Ok(false);
         }
         let block = self.of(key)?;
+        // Without one this is the block of the prefix byte alone, which is still to be written.
         Ok(block.map_or_else(|| name.len() == 1, |(found, _)| found == *name))
     }
 }
 
 /// Writes a block that shall have these keys, in as many pieces as they need.
 fn write(found: &Found, keys: Vec<IVec>, changes: &mut Vec<Change>) {
-    if keys == found.keys {
+    if keys == found.keys && !found.damaged {
         return;
     }
     if keys.is_empty() {
@@ -193,27 +198,30 @@ impl<S: Store> Tree for Blocks<S> {
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
         let first = if is_in_blocks(from) { self.of(from)? } else { None };
         let start = first.as_ref().map_or(from, |(name, _)| name);
+        // The last key of earlier blocks: since these were read, a commit may have moved keys from them to the next ones.
         let mut seen: Vec<u8> = Vec::new();
         self.store.scan(start, to, &mut |name, record| {
             if !is_in_blocks(name) {
                 return visit(name, record);
             }
-            let mut last = ControlFlow::Continue(());
-            let mut behind: Option<Vec<u8>> = None;
+            let mut flow = ControlFlow::Continue(());
+            let mut shown: Option<Vec<u8>> = None;
             self.each(name, record, &mut |key| {
                 if key < from || *key <= *seen {
                     return true;
                 }
                 if key >= to || !visit(key, &[]) {
-                    last = ControlFlow::Break(());
+                    flow = ControlFlow::Break(());
                 }
-                let behind = behind.get_or_insert_default();
-                behind.clear();
-                behind.extend_from_slice(key);
-                last.is_continue()
+                let shown = shown.get_or_insert_default();
+                shown.clear();
+                shown.extend_from_slice(key);
+                flow.is_continue()
             });
-            seen = behind.unwrap_or_else(|| std::mem::take(&mut seen));
-            last.is_continue()
+            if let Some(shown) = shown {
+                seen = shown;
+            }
+            flow.is_continue()
         })
     }
 

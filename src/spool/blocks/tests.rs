@@ -157,9 +157,21 @@ fn a_block_that_cannot_be_read_is_empty_until_a_key_comes_to_it() {
     blocks.unreadable(&mut |_, _| panic!("nothing is")).expect("readable");
 }
 
-/// A store that does something else between two pairs of a scan.
+#[test]
+fn a_removal_that_meets_a_block_that_cannot_be_read_removes_it() {
+    let blocks = Blocks::<MemoryTree>::default();
+    put(&blocks, &Vec::from_iter((0..100).map(timed)));
+    let damaged = names(&blocks)[1].clone();
+    blocks.store.apply(vec![(damaged[..].into(), Some(b"?"[..].into()))]).expect("applied");
+    blocks.apply(vec![change(&damaged, false)]).expect("applied");
+    assert!(!names(&blocks).contains(&damaged));
+    blocks.unreadable(&mut |_, _| panic!("nothing is")).expect("readable");
+}
+
+/// A store that does something else between two pairs of a scan, which it reads some at a time, as sled reads leaves.
 struct Interrupted<'a> {
     store: MemoryTree,
+    at_once: AtomicUsize,
     meanwhile: &'a (dyn Fn(&MemoryTree) + Sync),
 }
 
@@ -175,17 +187,19 @@ impl Tree for Interrupted<'_> {
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
         let mut from = from.to_vec();
         loop {
-            let mut next = None;
+            let mut pairs = Vec::new();
             self.store.scan(&from, to, &mut |key, value| {
-                next = Some((key.to_vec(), value.to_vec()));
-                false
+                pairs.push((key.to_vec(), value.to_vec()));
+                pairs.len() < self.at_once.load(Ordering::Relaxed)
             })?;
-            let Some((key, value)) = next else { return Ok(()) };
-            if !visit(&key, &value) {
-                return Ok(());
+            let Some((last, _)) = pairs.last() else { return Ok(()) };
+            from = keys::after(last.clone());
+            for (key, value) in &pairs {
+                if !visit(key, value) {
+                    return Ok(());
+                }
+                (self.meanwhile)(&self.store);
             }
-            (self.meanwhile)(&self.store);
-            from = keys::after(key);
         }
     }
 
@@ -220,9 +234,14 @@ fn a_scan_beside_commits_sees_each_key_that_stays_once() {
             blocks.apply(gone.collect()).expect("applied");
         }
     };
-    let blocks = Blocks::new(Interrupted { store: MemoryTree::default(), meanwhile: &meanwhile });
+    let blocks = Blocks::new(Interrupted {
+        store: MemoryTree::default(),
+        at_once: AtomicUsize::new(1),
+        meanwhile: &meanwhile,
+    });
     put(&blocks, &stay);
-    for from in [0, 50, 199] {
+    for (from, at_once) in [(0, 1), (0, 3), (0, 8), (50, 1), (50, 5), (199, 1)] {
+        blocks.store.at_once.store(at_once, Ordering::Relaxed);
         let mut seen = all(&blocks, &timed(from * 1_000), &[keys::DUE + 1]);
         assert!(seen.is_sorted_by(|one, next| one < next), "in order, none twice");
         seen.retain(|key| stay.contains(key));

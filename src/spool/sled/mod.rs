@@ -179,6 +179,9 @@ impl Tree for SledTree {
 
 impl Store for SledTree {
     fn at_or_before(&self, from: &[u8], to: &[u8]) -> Result<Option<(IVec, IVec)>, SpoolError> {
+        // sled's backward step (`iter.rs`, `possible_predecessor`) looks for the leaf before one that begins with some bytes at these
+        // bytes less one and four times ff. It would never end where another leaf begins with just that and more: of our keys that
+        // takes a time that is a multiple of 2^32 ms, and a leaf of keys of the ms before it.
         let range = (Bound::Included(from), Bound::Included(to));
         let found = self.with(|db| db.range::<&[u8], _>(range).next_back().transpose())?;
         found.iter().for_each(|(key, _)| self.count.read(key));
