@@ -38,8 +38,8 @@
 //! mark of a migration (the next start goes on where it was).
 //!
 //! What no crash leaves, but damage can: an unsettled recipient without its due key, a due key that leads to nothing, a message
-//! without deadline key, a block of such keys that can't be read (`blocks/`), counters that are wrong (the patrol puts them right), counters that can't be read (the start writes a
-//! guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
+//! without deadline key, a block of such keys that can't be read (`blocks/`), counters that are wrong (the patrol puts them right),
+//! counters that can't be read (the start writes a guess, all messages are looked through as in S2, the patrol counts them), a destination's record that can't be read (it is
 //! forgotten), a due key without its message (quarantined, so that the loss is seen), a content file with a changed byte, of
 //! another length or with anything but a whole trailer behind its content (whoever reads it finds that before its last byte is
 //! passed on, and the message is quarantined: the file was synced before the commit that names it). A database of which

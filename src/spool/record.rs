@@ -1,9 +1,9 @@
 //! Records: `kind u8, version u8, CRC-32 u32, payload`, never longer than [`VALUE_MAX`].
 //!
 //! The checksum is CRC-32 as in Ethernet and zip (ISO-HDLC, polynomial 0x04C11DB7), little endian, over kind, version
-//! and payload. The payload is bincode 1.3 with fixed little endian integers and u64 lengths; of a chunk, it is raw
-//! bytes, in chunk 0 after the total length (u32, little endian). `migrations/` has every byte. The version is that of the
-//! format since which this kind has its layout; an older one is carried up when it is read.
+//! and payload. The payload is bincode 1.3 with fixed little endian integers and u64 lengths; of a block of
+//! keys it is what `blocks/block.rs` makes, and of a chunk raw bytes, in chunk 0 after the total length (u32, little
+//! endian). `migrations/` has every byte. The version is that of the format since which this kind has its layout; an older one is carried up when it is read.
 //!
 //! Records hold numbers and texts only; domain types are parsed again when they are read, so a record that no longer
 //! parses is damaged, not half believed.

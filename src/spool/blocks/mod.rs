@@ -6,8 +6,9 @@
 //! knows of blocks.
 //!
 //! A block's own key is a lower bound of the keys in it; they are all below the next block's. Keys before the first block go into
-//! one whose own key is the prefix byte alone. LAW: keys move to later blocks only, in the commit that makes these. A scan reads blocks
-//! in order, so what it has not seen yet is never moved to where it has been; what it has seen it does not show again. That is why
+//! one whose own key is the prefix byte alone.
+//!
+//! LAW: keys move to later blocks only, in the commit that makes these. A scan reads blocks in order, so what it has not seen yet is never moved to where it has been; what it has seen it does not show again. That is why
 //! blocks that become small are not put together; one that becomes empty is removed.
 
 mod block;

@@ -170,8 +170,8 @@ fn a_removal_that_meets_a_block_that_cannot_be_read_removes_it() {
 
 /// A store that does something else between two pairs of a scan, which it reads some at a time, as sled reads leaves.
 struct Interrupted<'a> {
-    store: MemoryTree,
-    at_once: AtomicUsize,
+    store: &'a MemoryTree,
+    at_once: usize,
     meanwhile: &'a (dyn Fn(&MemoryTree) + Sync),
 }
 
@@ -190,7 +190,7 @@ impl Tree for Interrupted<'_> {
             let mut pairs = Vec::new();
             self.store.scan(&from, to, &mut |key, value| {
                 pairs.push((key.to_vec(), value.to_vec()));
-                pairs.len() < self.at_once.load(Ordering::Relaxed)
+                pairs.len() < self.at_once
             })?;
             let Some((last, _)) = pairs.last() else { return Ok(()) };
             from = keys::after(last.clone());
@@ -198,7 +198,7 @@ impl Tree for Interrupted<'_> {
                 if !visit(key, value) {
                     return Ok(());
                 }
-                (self.meanwhile)(&self.store);
+                (self.meanwhile)(self.store);
             }
         }
     }
@@ -225,7 +225,7 @@ fn a_scan_beside_commits_sees_each_key_that_stays_once() {
     // Between two blocks, keys come and go everywhere, so that blocks are divided and removed before and behind the scan.
     let meanwhile = |store: &MemoryTree| {
         let round = round.fetch_add(1, Ordering::Relaxed) as u64;
-        let blocks = Blocks::new(Borrowed(store));
+        let blocks = Blocks::new(Interrupted { store, at_once: usize::MAX, meanwhile: &|_| () });
         let others = (0..200).map(|number| timed(number * 1_000 + 1 + (round + number) % 900));
         blocks.apply(others.map(|key| change(&key, !round.is_multiple_of(3))).collect()).expect("applied");
         if round % 3 == 2 {
@@ -234,49 +234,14 @@ fn a_scan_beside_commits_sees_each_key_that_stays_once() {
             blocks.apply(gone.collect()).expect("applied");
         }
     };
-    let blocks = Blocks::new(Interrupted {
-        store: MemoryTree::default(),
-        at_once: AtomicUsize::new(1),
-        meanwhile: &meanwhile,
-    });
-    put(&blocks, &stay);
+    let store = MemoryTree::default();
+    put(&Blocks::new(Interrupted { store: &store, at_once: 1, meanwhile: &|_| () }), &stay);
     for (from, at_once) in [(0, 1), (0, 3), (0, 8), (50, 1), (50, 5), (199, 1)] {
-        blocks.store.at_once.store(at_once, Ordering::Relaxed);
+        let blocks = Blocks::new(Interrupted { store: &store, at_once, meanwhile: &meanwhile });
         let mut seen = all(&blocks, &timed(from * 1_000), &[keys::DUE + 1]);
         assert!(seen.is_sorted_by(|one, next| one < next), "in order, none twice");
         seen.retain(|key| stay.contains(key));
         assert_eq!(seen, stay[usize::try_from(from).expect("small")..]);
     }
     assert!(round.into_inner() > 20, "there was something between");
-}
-
-/// Someone else's store.
-struct Borrowed<'a>(&'a MemoryTree);
-
-impl Tree for Borrowed<'_> {
-    fn files(&self) -> Option<ContentFiles> {
-        None
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<IVec>, SpoolError> {
-        self.0.get(key)
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), SpoolError> {
-        self.0.scan(from, to, visit)
-    }
-
-    fn apply(&self, changes: Vec<Change>) -> Result<(), SpoolError> {
-        self.0.apply(changes)
-    }
-
-    fn syncs(&self) -> u64 {
-        0
-    }
-}
-
-impl Store for Borrowed<'_> {
-    fn at_or_before(&self, from: &[u8], to: &[u8]) -> Result<Option<(IVec, IVec)>, SpoolError> {
-        self.0.at_or_before(from, to)
-    }
 }
